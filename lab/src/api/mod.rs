@@ -1,0 +1,1 @@
+//! The emulated cloud API over HTTP: one file an area.

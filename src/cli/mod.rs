@@ -1,0 +1,41 @@
+//! The command line: parse, call, render. Only here is anything printed or the environment read.
+
+mod context;
+mod error;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use context::{Context, Global};
+pub use error::{CliError, ExitKind};
+
+/// Makes a Kubernetes cluster on Hetzner Cloud impossible to lose, and proves it.
+#[derive(Parser)]
+#[command(name = "hk-dr", version, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// One file a command; each has `pub struct Args` and `pub fn run(args, &Context) -> Result<(), CliError>`.
+#[derive(Subcommand)]
+enum Command {}
+
+/// Parses, runs, and renders an error with its exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // TLS goes through one provider, chosen here and nowhere else. A second call can't happen: ignore its result.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let context = Context::new(cli.global);
+    match run(cli.command, &context) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.render(&context),
+    }
+}
+
+fn run(command: Command, _context: &Context) -> Result<(), CliError> {
+    match command {}
+}

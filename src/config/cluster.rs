@@ -1,0 +1,130 @@
+use std::net::Ipv4Addr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `cluster.yaml`: the cluster a team declares.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cluster {
+    /// `hk-dr/v1`
+    pub api_version: String,
+    /// `Cluster`
+    pub kind: String,
+    /// Names every resource: lower-case letters, digits and dashes, at most 32.
+    pub name: String,
+    pub kubernetes: Kubernetes,
+    pub etcd: EtcdConfig,
+    pub network: NetworkConfig,
+    /// The cloud's image that servers boot from.
+    #[serde(default = "default_image")]
+    pub image: String,
+    /// Where a server goes when its own location has no capacity, in this order.
+    pub fallback_locations: Vec<String>,
+    /// An odd number of masters.
+    pub masters: Vec<MasterConfig>,
+    #[serde(default)]
+    pub workers: Vec<WorkerConfig>,
+    pub backup: BackupConfig,
+}
+
+/// Kubernetes' version and address ranges.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Kubernetes {
+    /// Exact version without `v`, pinned in `artifacts.lock`.
+    pub version: String,
+    #[serde(default = "default_pod_range")]
+    pub pod_range: String,
+    #[serde(default = "default_service_range")]
+    pub service_range: String,
+    /// Image bundles from `artifacts.lock` that workers load before their kubelet starts.
+    #[serde(default)]
+    pub preload_images: Vec<String>,
+}
+
+/// etcd's version.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EtcdConfig {
+    pub version: String,
+}
+
+/// The private network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// The network's range, such as `10.0.0.0/16`.
+    pub range: String,
+    /// The subnet the servers' addresses are in.
+    pub subnet: String,
+    #[serde(default = "default_zone")]
+    pub zone: String,
+}
+
+/// One master: etcd on a volume, and the control plane.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MasterConfig {
+    /// Short name; the server is called `<cluster>-<name>`.
+    pub name: String,
+    pub location: String,
+    #[serde(rename = "type")]
+    pub server_type: String,
+    /// Pinned private address.
+    pub address: Ipv4Addr,
+    /// Size of the volume that holds etcd's data, in GB.
+    #[serde(default = "default_etcd_volume")]
+    pub etcd_volume_gb: u32,
+}
+
+/// One worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WorkerConfig {
+    pub name: String,
+    pub location: String,
+    #[serde(rename = "type")]
+    pub server_type: String,
+    pub address: Ipv4Addr,
+    /// Node labels.
+    #[serde(default)]
+    pub labels: std::collections::BTreeMap<String, String>,
+}
+
+/// Where offsite copies go and who can open them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackupConfig {
+    pub bucket: String,
+    #[serde(default = "default_region")]
+    pub region: String,
+    /// S3 endpoint; none means AWS. `AWS_ENDPOINT_URL` overrides it.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// File beside `cluster.yaml` with one age recipient a line (at least two: one may be lost).
+    #[serde(default = "default_recipients")]
+    pub recipients_file: String,
+}
+
+fn default_image() -> String {
+    "debian-12".into()
+}
+fn default_pod_range() -> String {
+    "10.244.0.0/16".into()
+}
+fn default_service_range() -> String {
+    "10.96.0.0/16".into()
+}
+fn default_zone() -> String {
+    "eu-central".into()
+}
+fn default_etcd_volume() -> u32 {
+    10
+}
+fn default_region() -> String {
+    "eu-central".into()
+}
+fn default_recipients() -> String {
+    "recipients.txt".into()
+}

@@ -1,0 +1,5 @@
+//! What Git declares. Pure: text in, checked values or errors with line and hint out.
+
+mod cluster;
+
+pub use cluster::*;

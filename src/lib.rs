@@ -1,0 +1,24 @@
+//! hk-dr builds a Kubernetes cluster on Hetzner Cloud from what Git declares, keeps encrypted offsite copies of all that
+//! is needed to bring it back, and proves by rehearsal that it comes back.
+//!
+//! Direction of knowledge: `cli → engine → steps → ports ← adapters`. `config`, `plan` and the types of `journal` are
+//! pure: they never await and never read a clock, a file or the environment. See `docs/ARCHITECTURE.md`.
+
+pub mod artifacts;
+pub mod backup;
+pub mod bolt;
+pub mod cli;
+pub mod config;
+pub mod distribution;
+pub mod engine;
+pub mod etcd;
+pub mod hetzner;
+pub mod journal;
+pub mod kube;
+pub mod plan;
+pub mod ports;
+pub mod report;
+pub mod s3;
+pub mod secrets;
+pub mod ssh;
+pub mod steps;

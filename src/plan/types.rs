@@ -1,0 +1,70 @@
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// What a plan is for. Decides what its execution is called in the list of runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// Make true what Git declares.
+    Build,
+    /// Bring the cluster back from Git and the bucket.
+    Rebuild,
+}
+
+/// What happens to a finished step when the run is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UndoPolicy {
+    /// Its effect is taken back.
+    Compensate,
+    /// Its effect stays.
+    Keep,
+    /// A person decides.
+    AskOperator,
+}
+
+/// One concrete effect on one thing. Its parameters are complete: execution makes no choices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    /// Unique in the plan, readable: `server/m1`.
+    pub id: String,
+    /// Names the code that executes it: `server.create`.
+    pub kind: String,
+    /// Version of the parameters' meaning; an unknown one is refused, never guessed.
+    pub version: u32,
+    /// Never holds a secret.
+    pub params: Value,
+    /// Steps that must have finished before.
+    pub needs: Vec<String>,
+    /// What it does, for people: "create server m1 in fsn1".
+    pub title: String,
+    /// Why the planner wants it: "no server named demo-m1 exists".
+    pub reason: String,
+    pub undo: UndoPolicy,
+    pub deadline_seconds: u32,
+}
+
+/// An immutable, complete, serialisable plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Format of this document.
+    pub format: u32,
+    pub id: String,
+    pub cluster: String,
+    pub purpose: Purpose,
+    /// The plan this one replaced, if a run was re-planned.
+    pub parent: Option<String>,
+    pub created_at: Timestamp,
+    /// SHA-256 over the configuration and the inventory that led to it.
+    pub inputs_digest: String,
+    /// Steps, each after all it needs.
+    pub steps: Vec<Step>,
+    /// What the planner found and decided, in words, before the steps.
+    pub findings: Vec<String>,
+}
+
+/// The plan format this version writes and reads.
+pub const PLAN_FORMAT: u32 = 1;

@@ -1,0 +1,37 @@
+//! The traits through which the engine and its steps reach the world.
+//!
+//! A port speaks of what hk-dr needs, not of how a provider spells it: no type here carries a provider's JSON. Every
+//! port has a contract suite (`src/<port>/contract.rs` or `tests/`) that runs on each implementation, the in-memory
+//! fake included.
+
+mod cloud;
+mod dial;
+mod error;
+mod etcd;
+mod kube;
+mod objects;
+mod shell;
+
+pub use cloud::*;
+pub use dial::*;
+pub use error::*;
+pub use etcd::*;
+pub use kube::*;
+pub use objects::*;
+pub use shell::*;
+
+/// The only source of time outside the command line.
+pub trait Clock: Send + Sync {
+    /// Wall-clock time, for what people read.
+    fn now(&self) -> jiff::Timestamp;
+}
+
+/// The machine's clock.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> jiff::Timestamp {
+        jiff::Timestamp::now()
+    }
+}

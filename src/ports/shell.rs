@@ -1,0 +1,58 @@
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use super::{ByteStream, PortResult};
+
+/// A machine to talk to, and the host key it must show.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Host {
+    /// The server's name, for messages.
+    pub name: String,
+    /// The address to connect to.
+    pub address: Ipv4Addr,
+    /// SHA-256 fingerprint of the pinned host key, base64 without padding, as `ssh-keygen -l` prints behind `SHA256:`.
+    pub host_key_sha256: String,
+}
+
+/// What a command printed and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    pub status: i32,
+    /// At most 4 MiB; more is an error.
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+}
+
+/// A file to be put on a machine.
+#[derive(Clone)]
+pub struct RemoteFile {
+    pub path: String,
+    /// Unix mode; the file has it from its creation.
+    pub mode: u32,
+    pub content: zeroize::Zeroizing<Vec<u8>>,
+}
+
+/// Commands and files on machines. Connections are kept and shared; a lost one is made anew for the next call.
+#[async_trait]
+pub trait Shell: Send + Sync {
+    /// Runs a POSIX shell script (sent on standard input, so nothing of it shows in a process list) and returns its
+    /// output whatever its exit status.
+    async fn run(&self, host: &Host, script: &str, deadline: Duration) -> PortResult<Output>;
+    /// Writes files atomically (temporary name, fsync, rename), making parent directories (0755) where needed.
+    async fn put_files(&self, host: &Host, files: &[RemoteFile]) -> PortResult<()>;
+    /// Feeds a stream to the standard input of a command.
+    async fn feed(&self, host: &Host, command: &str, input: ByteStream, deadline: Duration) -> PortResult<Output>;
+    /// A local address whose connections come out at `remote` as seen from the host. Lives as long as the value.
+    async fn forward(&self, host: &Host, remote: std::net::SocketAddr) -> PortResult<Forward>;
+}
+
+/// A forwarded port; dropping it closes the listener.
+pub struct Forward {
+    /// Where to connect, on loopback.
+    pub local: std::net::SocketAddr,
+    /// Keeps the listener alive.
+    pub guard: Box<dyn std::any::Any + Send + Sync>,
+}
