@@ -9,6 +9,7 @@ mod dial;
 mod error;
 mod etcd;
 mod kube;
+mod machines;
 mod objects;
 mod shell;
 
@@ -17,6 +18,7 @@ pub use dial::*;
 pub use error::*;
 pub use etcd::*;
 pub use kube::*;
+pub use machines::*;
 pub use objects::*;
 pub use shell::*;
 

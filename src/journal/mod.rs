@@ -1,2 +1,10 @@
 //! The journal of a run: what was intended and what was done, in order. A pure function rejects illegal transitions; an
 //! event is on disk before the effect it announces begins.
+
+mod event;
+mod run;
+mod store;
+
+pub use event::{Body, Event, JOURNAL_FORMAT};
+pub use run::{IllegalTransition, RunState, RunStatus, StepState};
+pub use store::{FileJournal, Journal, JournalError, MemoryJournal};

@@ -12,18 +12,6 @@ pub enum Purpose {
     Rebuild,
 }
 
-/// What happens to a finished step when the run is given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum UndoPolicy {
-    /// Its effect is taken back.
-    Compensate,
-    /// Its effect stays.
-    Keep,
-    /// A person decides.
-    AskOperator,
-}
-
 /// One concrete effect on one thing. Its parameters are complete: execution makes no choices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,7 +30,6 @@ pub struct Step {
     pub title: String,
     /// Why the planner wants it: "no server named demo-m1 exists".
     pub reason: String,
-    pub undo: UndoPolicy,
     pub deadline_seconds: u32,
 }
 

@@ -1,0 +1,88 @@
+//! Parameters of each step kind: the language between planner and steps. Complete and without secrets.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::ports::{Binary, EtcdRestore, Labels};
+
+/// Names the step kind that takes these parameters.
+pub trait Params: Serialize + DeserializeOwned + Send + Sync + 'static {
+    const KIND: &'static str;
+    const VERSION: u32;
+}
+
+macro_rules! params {
+    ($($(#[$doc:meta])* $kind:literal v $version:literal => $name:ident { $($(#[$fdoc:meta])* $field:ident: $type:ty),* $(,)? })*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name { $($(#[$fdoc])* pub $field: $type),* }
+        impl Params for $name {
+            const KIND: &'static str = $kind;
+            const VERSION: u32 = $version;
+        }
+    )*};
+}
+
+params! {
+    /// Keeps the cluster's long-lived secrets offsite before anything depends on them.
+    "secrets.keep" v 1 => SecretsKeep {
+        /// Take them from this snapshot's recovery set; none: make new ones.
+        from_snapshot: Option<String>,
+    }
+    /// Puts a pinned binary into the bucket, so that no rebuild depends on a third party.
+    "artifact.mirror" v 1 => ArtifactMirror { name: String, version: String, sha256: String }
+    /// Creates the private network.
+    "network.create" v 1 => NetworkCreate { name: String, range: String, subnet: String, zone: String, labels: Labels }
+    /// Creates the spread placement group.
+    "placement_group.create" v 1 => PlacementGroupCreate { name: String, labels: Labels }
+    /// Registers the cluster's single-purpose SSH key.
+    "ssh_key.create" v 1 => SshKeyCreate { name: String, public_key: String, labels: Labels }
+    /// Creates a server and pins its host key.
+    "server.create" v 1 => ServerCreate {
+        name: String, server_type: String, image: String, location: String, network: String, address: Ipv4Addr,
+        placement_group: Option<String>, ssh_key: String, labels: Labels,
+    }
+    /// Deletes a server of this cluster that must not run any more.
+    "server.fence" v 1 => ServerFence { id: u64, name: String }
+    /// Renames and labels a volume whose data is superseded, and keeps it.
+    "volume.retire" v 1 => VolumeRetire { id: u64, name: String, new_name: String, labels: Labels }
+    /// Creates a volume and attaches it to a server of the same location.
+    "volume.provide" v 1 => VolumeProvide { name: String, size_gb: u32, location: String, server: String, labels: Labels }
+    /// Waits until a server answers with its pinned host key.
+    "machine.ready" v 1 => MachineReady { server: String }
+    /// Installs pinned binaries from the bucket.
+    "binaries.install" v 1 => BinariesInstall { server: String, binaries: Vec<Binary> }
+    /// Writes a master's configuration.
+    "master.configure" v 1 => MasterConfigure { server: String, master: String, volume: String, etcd: EtcdStart }
+    /// Makes a file system if there is none, and mounts etcd's volume.
+    "etcd.mount" v 1 => EtcdMount { server: String, volume: String }
+    /// Restores a snapshot onto an empty volume.
+    "etcd.restore" v 1 => EtcdRestoreStep { server: String, snapshot: String, restore: EtcdRestore }
+    /// Starts etcd.
+    "etcd.start" v 1 => EtcdStartStep { server: String }
+    /// Waits until every member serves, agrees on a leader and, at one revision, on the hash of all data.
+    "etcd.agree" v 1 => EtcdAgree { servers: BTreeMap<String, String> }
+    /// Starts the API server and waits until it is ready.
+    "api.start" v 1 => ApiStart { server: String }
+    /// Deletes what names servers that are gone, before any controller acts on it.
+    "cluster.clean" v 1 => ClusterClean { servers: Vec<String>, nodes: Vec<String> }
+    /// Starts controller manager and scheduler.
+    "controllers.start" v 1 => ControllersStart { server: String }
+    /// Writes a worker's configuration, its images, and starts its kubelet and proxy.
+    "worker.start" v 1 => WorkerStart { server: String, worker: String, image_bundles: Vec<String> }
+    /// Waits until the node's lease is renewed by its present kubelet, and sets its labels.
+    "node.ready" v 1 => NodeReady { node: String, master_server: String, labels: BTreeMap<String, String> }
+}
+
+/// How etcd is started the first time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EtcdStart {
+    pub cluster_token: String,
+    /// `new` for a first bootstrap, `existing` after a restore.
+    pub state: String,
+}

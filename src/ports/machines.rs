@@ -1,0 +1,110 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+
+use super::{ByteStream, Host, PortResult, RemoteFile};
+
+/// A pinned binary and where it goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binary {
+    pub name: String,
+    pub sha256: String,
+    /// Absolute path on the machine.
+    pub path: String,
+}
+
+/// What a machine says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeProbe {
+    /// Digest of the configuration that was installed last.
+    pub config_digest: Option<String>,
+    /// systemd units that are active.
+    pub active_units: BTreeSet<String>,
+    /// Whether etcd's data directory has data.
+    pub etcd_data: bool,
+}
+
+/// How etcd's data directory is made from a snapshot. The same for all members but for name and address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EtcdRestore {
+    pub member: String,
+    /// Private addresses of all members by name, in declared order.
+    pub members: Vec<(String, Ipv4Addr)>,
+    /// Fresh: no member from before accepts it.
+    pub cluster_token: String,
+    /// Added to the snapshot's revision; everything up to the sum is marked compacted.
+    pub bump_revision: u64,
+    /// SHA-256 of the plain snapshot that is fed.
+    pub snapshot_sha256: String,
+}
+
+/// Machines of the cluster. Every call may be repeated: it leaves alone what is already as wanted.
+#[async_trait]
+pub trait Machines: Send + Sync {
+    /// Waits until the machine answers with its pinned host key and runs commands.
+    async fn wait_ready(&self, host: &Host, deadline: Duration) -> PortResult<()>;
+    async fn probe(&self, host: &Host) -> PortResult<NodeProbe>;
+    /// Installs binaries from the URLs given beside them; each is checked against its SHA-256 before it gets its name.
+    async fn install(&self, host: &Host, binaries: &[(Binary, SecretString)]) -> PortResult<()>;
+    /// Writes the configuration and reloads systemd.
+    async fn configure(&self, host: &Host, files: &[RemoteFile]) -> PortResult<()>;
+    /// Installs packages and images a worker needs before its kubelet starts. Each bundle is a file installed before.
+    async fn prepare_worker(&self, host: &Host, image_bundles: &[String]) -> PortResult<()>;
+    /// Waits for the device, makes a file system if it has none at all, and mounts it for etcd.
+    async fn mount_etcd_volume(&self, host: &Host, device: &str) -> PortResult<()>;
+    /// Feeds a snapshot and turns it into a data directory. Refuses to touch an existing one, except one that the same
+    /// restore made.
+    async fn restore_etcd(&self, host: &Host, restore: &EtcdRestore, snapshot: ByteStream) -> PortResult<()>;
+    /// Whether the data directory was made by this very restore.
+    async fn etcd_restored(&self, host: &Host, restore: &EtcdRestore) -> PortResult<bool>;
+    /// Enables and starts units; returns when the service manager has taken the job.
+    async fn start(&self, host: &Host, units: &[&str]) -> PortResult<()>;
+}
+
+/// Paths with mode and content: what must be kept to bring the cluster's identity back.
+pub type RecoverySet = BTreeMap<String, (u32, Vec<u8>)>;
+
+/// Where the cluster's long-lived secrets are kept, encrypted, offsite, from the first build on.
+#[async_trait]
+pub trait Vault: Send + Sync {
+    async fn load(&self) -> PortResult<Option<RecoverySet>>;
+    /// Stores the set if there is none: `Conflict` otherwise.
+    async fn create(&self, set: &RecoverySet) -> PortResult<()>;
+}
+
+/// What a plan needs to know of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// The name below `snapshots/`.
+    pub id: String,
+    pub taken_at: jiff::Timestamp,
+    pub revision: i64,
+    /// Of the plain etcd snapshot.
+    pub sha256: String,
+    pub size_bytes: u64,
+    pub git_commit: Option<String>,
+}
+
+/// Snapshots in the bucket.
+#[async_trait]
+pub trait Backups: Send + Sync {
+    /// Whole snapshots, newest first.
+    async fn snapshots(&self) -> PortResult<Vec<SnapshotInfo>>;
+    /// The plain etcd snapshot; the stream ends with an error if its digest is not the manifest's.
+    async fn open_etcd(&self, id: &str) -> PortResult<ByteStream>;
+    async fn open_recovery_set(&self, id: &str) -> PortResult<RecoverySet>;
+}
+
+/// Pinned binaries on this machine.
+#[async_trait]
+pub trait Artifacts: Send + Sync {
+    /// SHA-256 of an artifact, as pinned; `NotFound` if this version is not in the lock.
+    fn sha256(&self, name: &str, version: &str) -> PortResult<String>;
+    /// Obtains an artifact, checks it, and returns where it lies.
+    async fn fetch(&self, name: &str, version: &str) -> PortResult<PathBuf>;
+}
