@@ -78,4 +78,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Hot-plugs a private interface with this address; `range` is routed to it.
     async fn attach_network(&self, machine: u64, network: u64, address: Ipv4Addr, range: &str) -> Effect;
     async fn detach_network(&self, machine: u64, network: u64) -> Effect;
+    /// Replaces the network's routes: each destination (CIDR) is reached through the machine with that address.
+    async fn set_routes(&self, network: u64, routes: &[(String, Ipv4Addr)]) -> Effect {
+        let _ = (network, routes);
+        Err(BackendError("this backend has no network routes".into()))
+    }
 }

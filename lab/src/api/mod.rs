@@ -1,1 +1,67 @@
 //! The emulated cloud API over HTTP: one file an area.
+//!
+//! Handlers decide under one lock (`Cloud`), start effects of the [`Backend`](crate::backend::Backend) as actions, and
+//! answer at once, as the real cloud does. Whatever the lab lacks is refused with `unsupported_error`, never half done.
+
+mod action;
+mod address;
+mod catalog;
+mod cloud;
+mod error;
+mod fake;
+mod fault;
+mod gate;
+mod input;
+mod label;
+mod listing;
+mod metadata;
+mod network;
+mod network_action;
+mod placement_group;
+mod selector;
+mod server;
+mod server_action;
+mod server_create;
+mod ssh_key;
+mod volume;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+
+pub use address::Range;
+pub use cloud::{Cloud, Limits, Options};
+pub use fake::{FakeBackend, Served, serve_fake, serve_fake_with};
+pub use gate::RateLimit;
+pub use metadata::metadata_router;
+
+use error::ApiError;
+
+/// The API: paths under `/v1` as the cloud has them, and the lab's own under `/_lab`.
+pub fn router(cloud: Arc<Cloud>) -> Router {
+    let v1 = Router::new()
+        .merge(action::routes())
+        .merge(catalog::routes())
+        .merge(network::routes())
+        .merge(placement_group::routes())
+        .merge(server::routes())
+        .merge(ssh_key::routes())
+        .merge(volume::routes());
+    Router::new()
+        .nest("/v1", v1)
+        .merge(fault::routes())
+        .method_not_allowed_fallback(no_method)
+        .fallback(no_path)
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&cloud), gate::pass))
+        .with_state(cloud)
+}
+
+async fn no_method(request: Request) -> ApiError {
+    let (method, path) = (request.method(), request.uri().path());
+    ApiError::new("method_not_allowed", format!("{method} is not allowed for {path}"))
+}
+
+async fn no_path(request: Request) -> ApiError {
+    ApiError::new("not_found", format!("the lab's API has no {}", request.uri().path()))
+}

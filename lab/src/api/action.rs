@@ -1,0 +1,146 @@
+//! Actions: what the cloud is doing or did.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use axum::routing::get;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::cloud::{Cloud, time_json};
+use super::error::{ApiError, ApiResult};
+use super::input::path_id;
+use super::listing::{Listing, one};
+use crate::backend::Effect;
+
+/// One action.
+#[derive(Debug, Clone)]
+pub struct Action {
+    pub id: u64,
+    pub command: &'static str,
+    pub started: Timestamp,
+    /// Percent.
+    pub progress: u8,
+    /// What it works on: kind and id.
+    pub resources: Vec<(&'static str, u64)>,
+    /// None while it runs.
+    end: Option<(Timestamp, Effect)>,
+}
+
+impl Action {
+    pub fn new(id: u64, command: &'static str, resources: &[(&'static str, u64)]) -> Self {
+        let started = Timestamp::now();
+        Self { id, command, started, progress: 0, resources: resources.to_vec(), end: None }
+    }
+
+    pub fn finish(&mut self, result: Effect) {
+        if result.is_ok() {
+            self.progress = 100;
+        }
+        self.end = Some((Timestamp::now(), result));
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.end.is_none()
+    }
+
+    /// Servers and volumes are locked by each action on them; a network only by actions on the network itself, so that
+    /// several servers can be attached to it at the same time.
+    pub fn locks(&self, kind: &str, id: u64) -> bool {
+        let held = |(i, (k, n)): (usize, &(&str, u64))| *k == kind && *n == id && (i == 0 || *k != "network");
+        self.end.is_none() && self.resources.iter().enumerate().any(held)
+    }
+
+    pub fn json(&self) -> Value {
+        let (status, finished, error) = match &self.end {
+            None => ("running", Value::Null, Value::Null),
+            Some((at, Ok(()))) => ("success", time_json(*at), Value::Null),
+            Some((at, Err(e))) => ("error", time_json(*at), json!({"code": "action_failed", "message": e.0})),
+        };
+        let resources: Vec<Value> = self.resources.iter().map(|(kind, id)| json!({"id": id, "type": kind})).collect();
+        json!({
+            "id": self.id, "command": self.command, "status": status, "progress": self.progress,
+            "started": time_json(self.started), "finished": finished, "resources": resources, "error": error,
+        })
+    }
+}
+
+/// `/actions` and the lists below the resources that have actions.
+pub fn routes() -> Router<Arc<Cloud>> {
+    let mut router = Router::new().route("/actions", get(by_ids)).route("/actions/{id}", get(by_id));
+    for (path, kind) in [("servers", "server"), ("volumes", "volume"), ("networks", "network"), ("images", "image")] {
+        router = router
+            .route(
+                &format!("/{path}/actions"),
+                get(async move |State(cloud): State<Arc<Cloud>>, listing: Listing| of_kind(&cloud, kind, &listing)),
+            )
+            .route(
+                &format!("/{path}/actions/{{id}}"),
+                get(async move |State(cloud): State<Arc<Cloud>>, Path(id): Path<String>| {
+                    find(&cloud, &id, |action| action.resources.iter().any(|(k, _)| *k == kind))
+                }),
+            )
+            .route(
+                &format!("/{path}/{{id}}/actions"),
+                get(async move |State(cloud): State<Arc<Cloud>>, Path(id): Path<String>, listing: Listing| {
+                    of_resource(&cloud, kind, &id, &listing)
+                }),
+            )
+            .route(
+                &format!("/{path}/{{id}}/actions/{{action}}"),
+                get(async move |State(cloud): State<Arc<Cloud>>, Path((id, action)): Path<(String, String)>| {
+                    let id = path_id(&id)?;
+                    find(&cloud, &action, |action| action.resources.contains(&(kind, id)))
+                }),
+            );
+    }
+    router
+}
+
+/// The list of all actions is gone: ids must be given.
+async fn by_ids(State(cloud): State<Arc<Cloud>>, listing: Listing) -> ApiResult {
+    let ids: Vec<u64> = listing.all("id").map(path_id).collect::<ApiResult<_>>()?;
+    if ids.is_empty() {
+        return Err(ApiError::field("id", "is required: actions can only be listed by id"));
+    }
+    let state = cloud.state();
+    let actions = state.actions.values().filter(|a| ids.contains(&a.id)).map(Action::json).collect();
+    Ok(one("actions", Value::Array(actions)))
+}
+
+async fn by_id(State(cloud): State<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
+    find(&cloud, &id, |_| true)
+}
+
+fn find(cloud: &Cloud, id: &str, fits: impl Fn(&Action) -> bool) -> ApiResult<Response> {
+    let id = path_id(id)?;
+    let state = cloud.state();
+    let action = state.actions.get(&id).filter(|a| fits(a)).ok_or_else(|| ApiError::not_found("action", id))?;
+    Ok(one("action", action.json()))
+}
+
+fn of_kind(cloud: &Cloud, kind: &str, listing: &Listing) -> ApiResult {
+    let state = cloud.state();
+    let ids: Vec<u64> = listing.all("id").map(path_id).collect::<ApiResult<_>>()?;
+    let wanted = |a: &&Action| (ids.is_empty() || ids.contains(&a.id)) && a.resources.iter().any(|(k, _)| *k == kind);
+    listing.reply("actions", state.actions.values().filter(wanted).map(Action::json).collect(), &["status"])
+}
+
+fn of_resource(cloud: &Cloud, kind: &'static str, id: &str, listing: &Listing) -> ApiResult {
+    let id = path_id(id)?;
+    let state = cloud.state();
+    // A resource that is gone has no list, though its actions can still be asked for by id.
+    let exists = match kind {
+        "server" => state.servers.contains_key(&id),
+        "volume" => state.volumes.contains_key(&id),
+        "network" => state.networks.contains_key(&id),
+        _ => super::catalog::image_by_id(id).is_some(),
+    };
+    if !exists {
+        return Err(ApiError::not_found(kind, id));
+    }
+    let of_it = |a: &&Action| a.resources.contains(&(kind, id));
+    listing.reply("actions", state.actions.values().filter(of_it).map(Action::json).collect(), &["status"])
+}

@@ -1,0 +1,259 @@
+//! The cloud's state behind one lock, and how effects run as actions.
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::action::Action;
+use super::address::{Pool, Range};
+use super::error::{ApiError, ApiResult};
+use super::fault::Faults;
+use super::gate::{Bucket, RateLimit};
+use super::network::Network;
+use super::placement_group::PlacementGroup;
+use super::server::{Server, Status};
+use super::ssh_key::SshKey;
+use super::volume::Volume;
+use crate::backend::{Backend, BackendError, Effect, MachineEvent};
+
+/// How a cloud behaves.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The API token of the only project.
+    pub token: String,
+    /// Where public IPv4 addresses come from.
+    pub public_range: Range,
+    pub rate_limit: RateLimit,
+    pub limits: Limits,
+    /// How long one effect of the backend may take before its action fails.
+    pub effect_timeout: Duration,
+    /// Where ids start; a lab that is started anew may want ids that differ from the last one's.
+    pub first_id: u64,
+}
+
+impl Options {
+    pub fn new(token: impl Into<String>) -> Self {
+        Self {
+            token: token.into(),
+            public_range: Range::PUBLIC,
+            rate_limit: RateLimit::default(),
+            limits: Limits::default(),
+            effect_timeout: Duration::from_secs(120),
+            first_id: 1001,
+        }
+    }
+}
+
+/// How many of each a project may have.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub servers: usize,
+    pub volumes: usize,
+    pub networks: usize,
+    pub placement_groups: usize,
+    pub ssh_keys: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { servers: 100, volumes: 100, networks: 50, placement_groups: 50, ssh_keys: 100 }
+    }
+}
+
+/// The cloud. Handlers decide under the lock and never hold it while an effect runs.
+pub struct Cloud {
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) options: Options,
+    state: Mutex<State>,
+    bucket: Mutex<Bucket>,
+}
+
+impl Cloud {
+    pub fn new(backend: Arc<dyn Backend>, options: Options) -> Arc<Self> {
+        let state = State {
+            last_id: options.first_id.saturating_sub(1),
+            addresses: Pool::new(options.public_range),
+            servers: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            placement_groups: BTreeMap::new(),
+            ssh_keys: BTreeMap::new(),
+            actions: BTreeMap::new(),
+            faults: Faults::default(),
+        };
+        let bucket = Mutex::new(Bucket::new(options.rate_limit));
+        Arc::new(Self { backend, options, state: Mutex::new(state), bucket })
+    }
+
+    /// A machine changed its state by itself.
+    pub fn machine_event(&self, event: MachineEvent) {
+        match event {
+            MachineEvent::Stopped(id) => {
+                if let Some(server) = self.state().servers.get_mut(&id)
+                    && matches!(server.status, Status::Initializing | Status::Starting | Status::Running)
+                {
+                    server.status = Status::Off;
+                }
+            }
+        }
+    }
+
+    /// The state. A panic while it was held cannot have left it half changed in a way that matters to a test bed, and
+    /// refusing all further requests would hide the panic's cause.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn with_bucket<T>(&self, f: impl FnOnce(&mut Bucket) -> T) -> T {
+        f(&mut self.bucket.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Runs an effect with the deadline; a panic in the backend is an error like another.
+    pub(super) async fn effect<T>(&self, effect: impl Future<Output = Effect<T>>) -> Effect<T> {
+        let limit = self.options.effect_timeout;
+        match tokio::time::timeout(limit, AssertUnwindSafe(effect).catch_unwind()).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(BackendError("the lab's machine room panicked; see its log".into())),
+            Err(_) => Err(BackendError(format!("not done within {} s", limit.as_secs()))),
+        }
+    }
+
+    /// Runs the rest of an action: `effect` first, then `settle` and the end of the action under one lock.
+    pub(super) fn run(
+        self: &Arc<Self>,
+        action: u64,
+        effect: impl Future<Output = Effect> + Send + 'static,
+        settle: impl FnOnce(&mut State, bool) + Send + 'static,
+    ) {
+        let cloud = Arc::clone(self);
+        tokio::spawn(async move {
+            let result = cloud.effect(effect).await;
+            let mut state = cloud.state();
+            settle(&mut state, result.is_ok());
+            state.finish(action, result);
+        });
+    }
+
+    /// As `run`, for requests the API answers only when all is done: the action serves as the lock and is forgotten. The
+    /// effect runs to its end even if the client hangs up.
+    pub(super) fn run_hidden(
+        self: &Arc<Self>,
+        action: u64,
+        effect: impl Future<Output = Effect> + Send + 'static,
+        settle: impl FnOnce(&mut State, bool) + Send + 'static,
+    ) -> Hidden {
+        let cloud = Arc::clone(self);
+        Hidden(tokio::spawn(async move {
+            let result = cloud.effect(effect).await;
+            let mut state = cloud.state();
+            settle(&mut state, result.is_ok());
+            state.actions.remove(&action);
+            result
+        }))
+    }
+}
+
+/// An effect that runs whether somebody waits for it or not.
+#[must_use]
+pub(super) struct Hidden(tokio::task::JoinHandle<Effect>);
+
+impl Hidden {
+    pub async fn done(self) -> ApiResult<()> {
+        match self.0.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => Err(ApiError::new("service_error", e.0)),
+            Err(e) => Err(ApiError::new("server_error", format!("the lab's API failed: {e}"))),
+        }
+    }
+}
+
+/// Everything the project has.
+pub struct State {
+    last_id: u64,
+    pub addresses: Pool,
+    pub servers: BTreeMap<u64, Server>,
+    pub volumes: BTreeMap<u64, Volume>,
+    pub networks: BTreeMap<u64, Network>,
+    pub placement_groups: BTreeMap<u64, PlacementGroup>,
+    pub ssh_keys: BTreeMap<u64, SshKey>,
+    pub actions: BTreeMap<u64, Action>,
+    pub faults: Faults,
+}
+
+impl State {
+    pub fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    pub fn server(&self, id: u64) -> ApiResult<&Server> {
+        self.servers.get(&id).ok_or_else(|| ApiError::not_found("server", id))
+    }
+
+    pub fn server_mut(&mut self, id: u64) -> ApiResult<&mut Server> {
+        self.servers.get_mut(&id).ok_or_else(|| ApiError::not_found("server", id))
+    }
+
+    /// A server no action runs on.
+    pub fn idle_server(&self, id: u64) -> ApiResult<&Server> {
+        let server = self.server(id)?;
+        if self.is_locked("server", id) { Err(ApiError::locked("server", id)) } else { Ok(server) }
+    }
+
+    /// A volume no action runs on.
+    pub fn idle_volume(&self, id: u64) -> ApiResult<&Volume> {
+        let volume = self.volumes.get(&id).ok_or_else(|| ApiError::not_found("volume", id))?;
+        if self.is_locked("volume", id) { Err(ApiError::locked("volume", id)) } else { Ok(volume) }
+    }
+
+    /// A network no action runs on. Servers may be attached to one network at the same time: that locks the servers.
+    pub fn idle_network(&self, id: u64) -> ApiResult<&Network> {
+        let network = self.networks.get(&id).ok_or_else(|| ApiError::not_found("network", id))?;
+        if self.is_locked("network", id) { Err(ApiError::locked("network", id)) } else { Ok(network) }
+    }
+
+    /// Whether a running action holds the resource.
+    pub fn is_locked(&self, kind: &str, id: u64) -> bool {
+        self.actions.values().any(|a| a.locks(kind, id))
+    }
+
+    /// Starts an action; `Action::locks` tells which of the resources it locks.
+    pub fn begin(&mut self, command: &'static str, resources: &[(&'static str, u64)]) -> u64 {
+        let id = self.next_id();
+        self.actions.insert(id, Action::new(id, command, resources));
+        id
+    }
+
+    /// Starts and ends an action that has no effect outside the state.
+    pub fn instant(&mut self, command: &'static str, resources: &[(&'static str, u64)]) -> Value {
+        let id = self.begin(command, resources);
+        self.finish(id, Ok(()));
+        self.action_json(id)
+    }
+
+    pub fn progress(&mut self, action: u64, percent: u8) {
+        if let Some(action) = self.actions.get_mut(&action) {
+            action.progress = percent;
+        }
+    }
+
+    pub fn finish(&mut self, action: u64, result: Effect) {
+        if let Some(action) = self.actions.get_mut(&action) {
+            action.finish(result);
+        }
+    }
+
+    pub fn action_json(&self, id: u64) -> Value {
+        self.actions.get(&id).map_or(Value::Null, Action::json)
+    }
+}
+
+/// A time as the API writes it.
+pub fn time_json(time: Timestamp) -> Value {
+    json!(time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+}

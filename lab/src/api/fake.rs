@@ -1,0 +1,169 @@
+//! A backend without machines, for tests of the API and of what talks to it.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::net::TcpListener;
+
+use super::cloud::{Cloud, Options};
+use crate::backend::{Backend, BackendError, Effect, MachineSpec, Metadata};
+
+/// Records effects as lines such as `attach_volume 1002 to 1001`; takes its time; fails on demand.
+#[derive(Debug, Default)]
+pub struct FakeBackend {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    effects: Vec<String>,
+    latency: Duration,
+    /// Messages by the effect's first word; each fails once.
+    failures: BTreeMap<String, String>,
+    metadata: BTreeMap<u64, Metadata>,
+    /// How many effects run now, and how many ran at once at most.
+    running: usize,
+    running_max: usize,
+}
+
+impl FakeBackend {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// How long each effect takes from now on.
+    pub fn set_latency(&self, latency: Duration) {
+        self.inner().latency = latency;
+    }
+
+    /// Makes the next effect of this name (such as `power_on`) fail.
+    pub fn fail_next(&self, effect: &str, message: &str) {
+        self.inner().failures.insert(effect.to_owned(), message.to_owned());
+    }
+
+    /// The effects that were asked for so far, in order.
+    pub fn effects(&self) -> Vec<String> {
+        self.inner().effects.clone()
+    }
+
+    /// How many effects ran at the same time at most.
+    pub fn running_max(&self) -> usize {
+        self.inner().running_max
+    }
+
+    /// What the machine's metadata service was told.
+    pub fn metadata(&self, machine: u64) -> Option<Metadata> {
+        self.inner().metadata.get(&machine).cloned()
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn record(&self, effect: &str, rest: String) -> Effect {
+        let latency = {
+            let mut inner = self.inner();
+            inner.effects.push(format!("{effect} {rest}"));
+            inner.running += 1;
+            inner.running_max = inner.running_max.max(inner.running);
+            inner.latency
+        };
+        tokio::time::sleep(latency).await;
+        let mut inner = self.inner();
+        inner.running -= 1;
+        inner.failures.remove(effect).map_or(Ok(()), |message| Err(BackendError(message)))
+    }
+}
+
+#[async_trait]
+impl Backend for FakeBackend {
+    async fn create_machine(&self, spec: &MachineSpec, metadata: &Metadata) -> Effect {
+        self.inner().metadata.insert(spec.id, metadata.clone());
+        self.record("create_machine", format!("{} {} in {}", spec.id, spec.name, spec.location)).await
+    }
+    async fn power_on(&self, id: u64) -> Effect {
+        self.record("power_on", id.to_string()).await
+    }
+    async fn power_off(&self, id: u64) -> Effect {
+        self.record("power_off", id.to_string()).await
+    }
+    async fn shutdown(&self, id: u64) -> Effect {
+        self.record("shutdown", id.to_string()).await
+    }
+    async fn reset(&self, id: u64) -> Effect {
+        self.record("reset", id.to_string()).await
+    }
+    async fn reboot(&self, id: u64) -> Effect {
+        self.record("reboot", id.to_string()).await
+    }
+    async fn delete_machine(&self, id: u64) -> Effect {
+        self.record("delete_machine", id.to_string()).await
+    }
+    async fn create_volume(&self, id: u64, size_gb: u32, format: Option<&str>) -> Effect {
+        self.record("create_volume", format!("{id} of {size_gb} GB, {}", format.unwrap_or("unformatted"))).await
+    }
+    async fn attach_volume(&self, id: u64, machine: u64) -> Effect {
+        self.record("attach_volume", format!("{id} to {machine}")).await
+    }
+    async fn detach_volume(&self, id: u64, machine: u64) -> Effect {
+        self.record("detach_volume", format!("{id} from {machine}")).await
+    }
+    async fn delete_volume(&self, id: u64) -> Effect {
+        self.record("delete_volume", id.to_string()).await
+    }
+    async fn resize_volume(&self, id: u64, size_gb: u32) -> Effect {
+        self.record("resize_volume", format!("{id} to {size_gb} GB")).await
+    }
+    async fn create_network(&self, id: u64, range: &str) -> Effect {
+        self.record("create_network", format!("{id} {range}")).await
+    }
+    async fn delete_network(&self, id: u64) -> Effect {
+        self.record("delete_network", id.to_string()).await
+    }
+    async fn attach_network(&self, machine: u64, network: u64, address: Ipv4Addr, range: &str) -> Effect {
+        self.record("attach_network", format!("{machine} to {network} as {address} in {range}")).await
+    }
+    async fn detach_network(&self, machine: u64, network: u64) -> Effect {
+        self.record("detach_network", format!("{machine} from {network}")).await
+    }
+    async fn set_routes(&self, network: u64, routes: &[(String, Ipv4Addr)]) -> Effect {
+        let routes: Vec<String> = routes.iter().map(|(to, via)| format!("{to} via {via}")).collect();
+        self.record("set_routes", format!("{network} [{}]", routes.join(", "))).await
+    }
+}
+
+/// A cloud without machines behind a listener, and its handles. It is served until the runtime ends.
+pub struct Served {
+    /// For `HCLOUD_ENDPOINT`.
+    pub endpoint: String,
+    pub token: String,
+    pub cloud: Arc<Cloud>,
+    pub backend: Arc<FakeBackend>,
+}
+
+/// Serves the API over a fake backend, with a rate limit that no test reaches by accident.
+///
+/// # Errors
+/// When the listener has no address.
+pub fn serve_fake(listener: TcpListener) -> std::io::Result<Served> {
+    let mut options = Options::new("lab-token");
+    options.rate_limit.burst = 1_000_000;
+    serve_fake_with(listener, options)
+}
+
+/// As [`serve_fake`], with options of the test's own.
+///
+/// # Errors
+/// When the listener has no address.
+pub fn serve_fake_with(listener: TcpListener, options: Options) -> std::io::Result<Served> {
+    let endpoint = format!("http://{}/v1", listener.local_addr()?);
+    let backend = FakeBackend::new();
+    let token = options.token.clone();
+    let cloud = Cloud::new(Arc::clone(&backend) as Arc<dyn Backend>, options);
+    let router = super::router(Arc::clone(&cloud));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    Ok(Served { endpoint, token, cloud, backend })
+}

@@ -1,0 +1,121 @@
+//! The metadata service at 169.254.169.254: what a machine learns about itself, found by the address it asks from.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{ConnectInfo, Path, State};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde_json::json;
+
+use super::cloud::Cloud;
+use super::server::Server;
+use crate::backend::Metadata;
+
+impl Server {
+    /// What the backend is told when it makes the machine.
+    pub fn metadata(&self) -> Metadata {
+        Metadata {
+            hostname: self.name.clone(),
+            instance_id: self.id,
+            public_ipv4: self.public_ipv4.map(|p| p.ip),
+            region: self.location.network_zone.to_owned(),
+            availability_zone: format!("{}-dc1", self.location.name),
+            public_keys: self.public_keys.clone(),
+            user_data: self.user_data.clone(),
+        }
+    }
+}
+
+/// The service. Serve it with `into_make_service_with_connect_info::<SocketAddr>()`.
+pub fn metadata_router(cloud: Arc<Cloud>) -> Router {
+    Router::new()
+        .route("/hetzner/v1/metadata", get(document))
+        .route("/hetzner/v1/metadata/{item}", get(item))
+        .route("/hetzner/v1/userdata", get(user_data))
+        .with_state(cloud)
+}
+
+type Peer = ConnectInfo<SocketAddr>;
+
+fn find(cloud: &Cloud, peer: SocketAddr) -> Result<Server, Response> {
+    let IpAddr::V4(address) = peer.ip().to_canonical() else {
+        return Err((StatusCode::NOT_FOUND, "no instance has this address\n").into_response());
+    };
+    let state = cloud.state();
+    let public = state.servers.values().find(|s| s.public_ipv4.is_some_and(|p| p.ip == address));
+    // A machine without a public address asks from a private one.
+    let found = public.or_else(|| state.servers.values().find(|s| s.private.iter().any(|p| p.ip == address)));
+    found.cloned().ok_or_else(|| (StatusCode::NOT_FOUND, "no instance has this address\n").into_response())
+}
+
+fn text(body: String) -> Response {
+    ([(CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response()
+}
+
+/// A YAML document; JSON strings and lists are YAML too, so that no value needs escaping of another kind.
+async fn document(State(cloud): State<Arc<Cloud>>, ConnectInfo(peer): Peer) -> Result<Response, Response> {
+    let server = find(&cloud, peer)?;
+    let metadata = server.metadata();
+    let mut lines = vec![
+        format!("availability-zone: {}", metadata.availability_zone),
+        format!("hostname: {}", json!(metadata.hostname)),
+        format!("instance-id: {}", metadata.instance_id),
+    ];
+    if let Some(ip) = metadata.public_ipv4 {
+        lines.push(format!("public-ipv4: {ip}"));
+    }
+    lines.push(format!("public-keys: {}", json!(metadata.public_keys)));
+    lines.push(format!("region: {}", metadata.region));
+    Ok(text(lines.join("\n") + "\n"))
+}
+
+async fn item(
+    State(cloud): State<Arc<Cloud>>,
+    ConnectInfo(peer): Peer,
+    Path(item): Path<String>,
+) -> Result<Response, Response> {
+    let server = find(&cloud, peer)?;
+    let metadata = server.metadata();
+    let value = match item.as_str() {
+        "hostname" => metadata.hostname,
+        "instance-id" => metadata.instance_id.to_string(),
+        "public-ipv4" => metadata.public_ipv4.map(|ip| ip.to_string()).unwrap_or_default(),
+        "public-keys" => json!(metadata.public_keys).to_string(),
+        "region" => metadata.region,
+        "availability-zone" => metadata.availability_zone,
+        "private-networks" => private_networks(&cloud, &server),
+        _ => return Err((StatusCode::NOT_FOUND, "not found\n").into_response()),
+    };
+    Ok(text(value))
+}
+
+fn private_networks(cloud: &Cloud, server: &Server) -> String {
+    let state = cloud.state();
+    let mut lines = Vec::new();
+    for (index, private) in server.private.iter().enumerate() {
+        let Some(network) = state.networks.get(&private.network) else { continue };
+        let subnet = network.subnets.iter().find(|s| s.range.has(private.ip)).map_or(network.range, |s| s.range);
+        lines.push(format!("- ip: {}", private.ip));
+        lines.push("  alias_ips: []".to_owned());
+        lines.push(format!("  interface_num: {}", index + 1));
+        lines.push(format!("  network_id: {}", network.id));
+        lines.push(format!("  network_name: {}", json!(network.name)));
+        lines.push(format!("  network: {}", network.range));
+        lines.push(format!("  subnet: {subnet}"));
+        lines.push(format!("  gateway: {}", network.range.gateway()));
+    }
+    if lines.is_empty() { "[]\n".to_owned() } else { lines.join("\n") + "\n" }
+}
+
+async fn user_data(State(cloud): State<Arc<Cloud>>, ConnectInfo(peer): Peer) -> Result<Response, Response> {
+    let server = find(&cloud, peer)?;
+    // As Hetzner does it: none is an error that cloud-init expects.
+    if server.user_data.is_empty() {
+        return Err((StatusCode::NOT_FOUND, "not found\n").into_response());
+    }
+    Ok(text(server.user_data))
+}
