@@ -1,1 +1,11 @@
-//! (room prepared)
+//! etcd over gRPC, member by member: status, hashes, snapshots, paged reads at one revision.
+//!
+//! - `client`: [`EtcdClient`], which implements the port.
+//! - `error`: what etcd's and gRPC's codes mean here.
+//!
+//! Architecture invariant: every call names the member it goes to and has a deadline; nothing is balanced or retried here.
+
+mod client;
+mod error;
+
+pub use client::EtcdClient;

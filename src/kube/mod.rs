@@ -1,1 +1,8 @@
-//! (room prepared)
+//! The Kubernetes API, by untyped objects.
+//!
+//! Architecture invariant: no kind is interpreted here, nothing is retried here, and every call has a deadline.
+
+mod client;
+mod error;
+
+pub use client::KubeClient;

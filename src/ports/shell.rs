@@ -38,6 +38,9 @@ pub struct RemoteFile {
 /// Commands and files on machines. Connections are kept and shared; a lost one is made anew for the next call.
 #[async_trait]
 pub trait Shell: Send + Sync {
+    /// Returns once a machine that may still be booting shows its pinned host key and accepts the login. Until then
+    /// `Untrusted`, `Unreachable` and `Unauthorized` mean "not yet"; after the deadline the last of them is returned.
+    async fn wait_ready(&self, host: &Host, deadline: Duration) -> PortResult<()>;
     /// Runs a POSIX shell script (sent on standard input, so nothing of it shows in a process list) and returns its
     /// output whatever its exit status.
     async fn run(&self, host: &Host, script: &str, deadline: Duration) -> PortResult<Output>;

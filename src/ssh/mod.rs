@@ -1,1 +1,22 @@
-//! (room prepared)
+//! SSH: commands, files and forwarded ports on machines whose host key hk-dr made itself and pins.
+//!
+//! - `key`: key pairs and fingerprints in OpenSSH's forms.
+//! - `connection`: one authenticated connection, its limits, and what its errors mean.
+//! - `shell`: [`SshShell`], which shares connections and implements the port.
+//! - `put`: files, all in one round trip. `forward`: ports. `dial`: etcd and the Kubernetes API through them.
+//!
+//! Architecture invariant: no secret and no script is ever part of a remote command line; they travel on standard input.
+
+mod connection;
+mod dial;
+mod exec;
+mod forward;
+mod key;
+mod put;
+mod shell;
+#[cfg(test)]
+mod tests;
+
+pub use dial::SshDialer;
+pub use key::{KeyPair, fingerprint, keypair};
+pub use shell::SshShell;

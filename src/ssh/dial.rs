@@ -1,0 +1,49 @@
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::SshShell;
+use crate::etcd::EtcdClient;
+use crate::kube::KubeClient;
+use crate::ports::{ClientTls, Dialer, Etcd, EtcdEndpoint, Host, Kube, PortResult};
+
+const ETCD_PORT: u16 = 2379;
+const KUBE_PORT: u16 = 6443;
+
+/// [`Dialer`] through forwarded ports of one [`SshShell`]. A connection to a machine is made when the first call needs
+/// it and made anew when it was lost; a machine that is down fails the calls to it, not the dialing.
+#[derive(Clone)]
+pub struct SshDialer {
+    shell: SshShell,
+}
+
+impl SshDialer {
+    /// Dials through this shell's key and port.
+    pub fn new(shell: SshShell) -> Self {
+        Self { shell }
+    }
+}
+
+#[async_trait]
+impl Dialer for SshDialer {
+    async fn etcd(&self, members: &[EtcdEndpoint], tls: &ClientTls) -> PortResult<Arc<dyn Etcd>> {
+        let mut client = EtcdClient::empty();
+        for member in members {
+            let remote = SocketAddr::from((member.address, ETCD_PORT));
+            let (forward, trouble) = self.shell.forward_lazily(&member.host, remote).await?;
+            let url = format!("https://{}", forward.local);
+            client
+                .add(&member.name, &url, Some(tls), Some(forward.guard), Some(Arc::new(move || trouble.last())))
+                .await?;
+        }
+        Ok(Arc::new(client))
+    }
+
+    async fn kube(&self, host: &Host, tls: &ClientTls) -> PortResult<Arc<dyn Kube>> {
+        let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, KUBE_PORT));
+        let (forward, trouble) = self.shell.forward_lazily(host, remote).await?;
+        let url = format!("https://{}", forward.local);
+        Ok(Arc::new(KubeClient::new(&url, tls, Some(forward.guard), Some(Arc::new(move || trouble.last())))?))
+    }
+}
