@@ -43,7 +43,9 @@ impl Body {
     /// The step this event is about.
     pub fn step(&self) -> Option<&str> {
         match self {
-            Self::StepStarted { step, .. } | Self::StepFinished { step, .. } | Self::StepFailed { step, .. } => Some(step),
+            Self::StepStarted { step, .. } | Self::StepFinished { step, .. } | Self::StepFailed { step, .. } => {
+                Some(step)
+            }
             _ => None,
         }
     }

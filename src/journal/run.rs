@@ -122,7 +122,9 @@ impl RunState {
                 }
                 StepState::Started { attempt: 1 }
             }
-            (Body::StepStarted { attempt, .. }, StepState::Failed { attempt: before, .. }) if *attempt == before + 1 => {
+            (Body::StepStarted { attempt, .. }, StepState::Failed { attempt: before, .. })
+                if *attempt == before + 1 =>
+            {
                 StepState::Started { attempt: *attempt }
             }
             (Body::StepStarted { attempt, .. }, StepState::Started { attempt: before })

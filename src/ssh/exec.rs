@@ -17,8 +17,9 @@ pub(super) fn input(data: impl Into<Bytes>) -> ByteStream {
     Box::pin(futures::stream::iter([Ok(data.into())]))
 }
 
-/// Runs one command to its end, feeding its standard input with flow control, and collects what it prints. When the
-/// deadline passes, or this future is dropped, the command and its children are killed.
+/// Runs one shell command to its end, feeding its standard input with flow control, and collects what it prints. After
+/// the deadline the machine kills the command's process group by itself: closing a channel leaves processes running, and
+/// sshd delivers no signals in root's sessions. When this future is dropped the channel is closed.
 pub(super) async fn execute(
     session: Session,
     host: &Host,
@@ -27,16 +28,17 @@ pub(super) async fn execute(
     deadline: Duration,
 ) -> PortResult<Output> {
     let (read, write) = session.channel.split();
-    let mut killer = Killer { write: Some(write) };
-    let result = match timeout(deadline, converse(host, command, input, read, &killer)).await {
+    let mut closer = Closer { write: Some(write) };
+    let limited = format!("exec timeout -s KILL {} /bin/sh -c {}", deadline.as_secs() + 1, quoted(command));
+    let result = match timeout(deadline, converse(host, &limited, input, read, &closer)).await {
         Ok(result) => result,
         Err(_) => Err(PortError::new(
             ErrorCode::Timeout,
-            format!("a command on {} did not end within {} s; it was told to stop", host.name, deadline.as_secs_f32()),
+            format!("a command on {} did not end within {} s; it is being stopped", host.name, deadline.as_secs_f32()),
         )),
     };
     if result.is_ok() {
-        killer.write = None;
+        closer.write = None;
     }
     drop(session.permit);
     result
@@ -47,9 +49,9 @@ async fn converse(
     command: &str,
     mut input: ByteStream,
     mut read: ChannelReadHalf,
-    killer: &Killer,
+    closer: &Closer,
 ) -> PortResult<Output> {
-    let Some(write) = &killer.write else { return Err(lost(host)) };
+    let Some(write) = &closer.write else { return Err(lost(host)) };
     write.exec(true, command).await.map_err(|_| lost(host))?;
     let feed = async {
         while let Some(chunk) = input.next().await {
@@ -135,22 +137,21 @@ fn number(signal: &Sig) -> i32 {
     }
 }
 
-/// Kills the command's process group when dropped before it was disarmed: closing a channel alone leaves it running.
-struct Killer {
+/// A word for a POSIX shell.
+pub(super) fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// Closes the channel when dropped before it was disarmed.
+struct Closer {
     write: Option<ChannelWriteHalf<Msg>>,
 }
 
-impl Drop for Killer {
+impl Drop for Closer {
     fn drop(&mut self) {
         let Some(write) = self.write.take() else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        runtime.spawn(async move {
-            let stop = async {
-                let _ = write.signal(Sig::KILL).await;
-                let _ = write.close().await;
-            };
-            // A dead connection takes no signal, and nothing waits for this.
-            let _ = timeout(Duration::from_secs(5), stop).await;
-        });
+        // A dead connection takes no message, and nothing waits for this.
+        runtime.spawn(async move { timeout(Duration::from_secs(5), write.close()).await });
     }
 }

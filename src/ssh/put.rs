@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
-use super::exec;
+use super::exec::{self, quoted};
 use crate::ports::{ByteStream, ErrorCode, Host, Output, PortError, PortResult, RemoteFile};
 
 /// Most bytes in one call, all files together: they are held in memory. Larger things are fed or fetched.
@@ -54,7 +54,7 @@ impl Request {
 
     /// The fixed command: reads the script by its length, then runs it with the archive on standard input.
     pub(super) fn command(&self) -> String {
-        format!(r#"exec /bin/sh -c 's=$(head -c {}) && eval "$s"'"#, self.script.len())
+        format!(r#"s=$(head -c {}) && eval "$s""#, self.script.len())
     }
 
     pub(super) fn into_input(self) -> ByteStream {
@@ -105,10 +105,6 @@ fn split(path: &str) -> PortResult<(&str, &str)> {
         }
         _ => Err(PortError::new(ErrorCode::Invalid, format!("{path:?} is not a plain absolute path of a file"))),
     }
-}
-
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]

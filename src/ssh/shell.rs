@@ -18,7 +18,7 @@ const TCP_TIMEOUT: Duration = Duration::from_secs(8);
 const PUT_DEADLINE: Duration = Duration::from_secs(60);
 /// Reads the whole script before it runs any of it, so that a command in it that reads standard input gets nothing
 /// instead of the script's rest.
-const RUN_COMMAND: &str = r#"exec /bin/sh -c 's=$(cat) && exec </dev/null && eval "$s"'"#;
+const RUN_COMMAND: &str = r#"s=$(cat) && exec </dev/null && eval "$s""#;
 
 /// [`Shell`] over SSH, as root, with the cluster's key.
 ///

@@ -1,0 +1,348 @@
+//! Against a real sshd on loopback.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use secrecy::ExposeSecret;
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use zeroize::Zeroizing;
+
+use super::*;
+use crate::ports::{ByteStream, ErrorCode, Host, RemoteFile, Shell};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// An sshd with keys, configuration and authorized keys of its own.
+struct Sshd {
+    child: Child,
+    dir: tempfile::TempDir,
+    port: u16,
+    login: KeyPair,
+    host_key: KeyPair,
+}
+
+impl Sshd {
+    fn start() -> Self {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        Self::start_with(port, keypair().unwrap(), keypair().unwrap())
+    }
+
+    fn start_with(port: u16, login: KeyPair, host_key: KeyPair) -> Self {
+        assert!(
+            Path::new("/usr/sbin/sshd").exists(),
+            "these tests need an sshd: run `make setup`, which installs openssh-server"
+        );
+        // sshd refuses to start without it; booting makes it on ordinary machines.
+        std::fs::create_dir_all("/run/sshd").unwrap();
+        let dir = tempfile::Builder::new().prefix("hk-dr-sshd-").tempdir().unwrap();
+        let secret = |name: &str, content: &str| {
+            let path = dir.path().join(name);
+            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).unwrap();
+            file.write_all(content.as_bytes()).unwrap();
+        };
+        secret("host_key", host_key.private.expose_secret());
+        secret("authorized_keys", &format!("{}\n", login.public));
+        let at = dir.path().display();
+        secret(
+            "config",
+            &format!(
+                "Port {port}\nListenAddress 127.0.0.1\nHostKey {at}/host_key\nAuthorizedKeysFile {at}/authorized_keys\n\
+                 PidFile none\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nStrictModes no\n"
+            ),
+        );
+        let child = Command::new("/usr/sbin/sshd")
+            .args(["-D", "-e", "-f"])
+            .arg(dir.path().join("config"))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, dir, port, login, host_key }
+    }
+
+    fn shell(&self) -> SshShell {
+        SshShell::with_port(&self.login.private, self.port).unwrap()
+    }
+
+    fn host(&self) -> Host {
+        Host { name: "m1".into(), address: Ipv4Addr::LOCALHOST, host_key_sha256: self.host_key.fingerprint.clone() }
+    }
+
+    /// Starts one and waits until it answers.
+    async fn ready() -> (Self, SshShell, Host) {
+        let sshd = Self::start();
+        let (shell, host) = (sshd.shell(), sshd.host());
+        shell.wait_ready(&host, DEADLINE).await.unwrap();
+        (sshd, shell, host)
+    }
+
+    /// Ends the listener and the processes that serve connections.
+    fn kill(&mut self) {
+        let children = Command::new("pgrep").args(["-P", &self.child.id().to_string()]).output().unwrap();
+        for pid in String::from_utf8(children.stdout).unwrap().lines() {
+            Command::new("kill").args(["-9", pid]).status().unwrap();
+        }
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn file(path: &Path, mode: u32, content: impl Into<Vec<u8>>) -> RemoteFile {
+    RemoteFile { path: path.to_str().unwrap().into(), mode, content: Zeroizing::new(content.into()) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_runs_with_its_output_status_and_no_input() {
+    let (_sshd, shell, host) = Sshd::ready().await;
+    let script = "echo out; echo err >&2; cat; read x; echo \"still here $?\"\nexit 7\n";
+    let output = shell.run(&host, script, DEADLINE).await.unwrap();
+    assert_eq!(output.status, 7);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "out\nstill here 1\n");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "err\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_does_not_show_in_the_process_list() {
+    let (_sshd, shell, host) = Sshd::ready().await;
+    let script =
+        "mark=very-secret-mark-in-script; tr '\\0' ' ' </proc/$$/cmdline; tr '\\0' ' ' </proc/$PPID/cmdline; env";
+    let output = shell.run(&host, script, DEADLINE).await.unwrap();
+    assert_eq!(output.status, 0);
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("very-secret"), "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_commands_than_sshd_allows_sessions_run_side_by_side() {
+    let (_sshd, shell, host) = Sshd::ready().await;
+    let runs = (0..30).map(|i| {
+        let (shell, host) = (shell.clone(), host.clone());
+        async move { shell.run(&host, &format!("echo {i}"), DEADLINE).await.unwrap().stdout }
+    });
+    let outputs = futures::future::join_all(runs).await;
+    for (i, output) in outputs.iter().enumerate() {
+        assert_eq!(String::from_utf8_lossy(output), format!("{i}\n"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_host_key_is_untrusted_and_nothing_runs() {
+    let (sshd, _, host) = Sshd::ready().await;
+    let mark = sshd.dir.path().join("ran");
+    let other = Host { host_key_sha256: keypair().unwrap().fingerprint, ..host };
+    let error = sshd.shell().run(&other, &format!("touch {}", mark.display()), DEADLINE).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Untrusted);
+    assert!(error.message.contains(&sshd.host_key.fingerprint), "{error}");
+    assert!(error.message.contains(&other.host_key_sha256), "{error}");
+    assert!(!mark.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_login_says_so() {
+    let (sshd, _, host) = Sshd::ready().await;
+    let stranger = SshShell::with_port(&keypair().unwrap().private, sshd.port).unwrap();
+    let error = stranger.run(&host, "true", DEADLINE).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Unauthorized);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_not_there_is_unreachable() {
+    let mut sshd = Sshd::start();
+    sshd.kill();
+    let error = sshd.shell().run(&sshd.host(), "true", DEADLINE).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Unreachable);
+    let error = sshd.shell().wait_ready(&sshd.host(), Duration::from_millis(200)).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Unreachable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_outlasts_the_first_boot_with_another_host_key() {
+    let mut first = Sshd::start();
+    let pinned = keypair().unwrap();
+    let host = Host { host_key_sha256: pinned.fingerprint.clone(), ..first.host() };
+    let shell = first.shell();
+    let waiting = tokio::spawn({
+        let (shell, host) = (shell.clone(), host.clone());
+        async move { shell.wait_ready(&host, DEADLINE).await }
+    });
+    let mut error = shell.run(&host, "true", DEADLINE).await.unwrap_err();
+    while error.code == ErrorCode::Unreachable {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        error = shell.run(&host, "true", DEADLINE).await.unwrap_err();
+    }
+    assert_eq!(error.code, ErrorCode::Untrusted);
+    first.kill();
+    let _second = Sshd::start_with(first.port, first.login.clone(), pinned);
+    waiting.await.unwrap().unwrap();
+    assert_eq!(shell.run(&host, "echo ok", DEADLINE).await.unwrap().stdout, b"ok\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_connection_is_made_anew_for_the_next_call() {
+    let (mut sshd, shell, host) = Sshd::ready().await;
+    shell.run(&host, "true", DEADLINE).await.unwrap();
+    sshd.kill();
+    let _again = Sshd::start_with(sshd.port, sshd.login.clone(), sshd.host_key.clone());
+    shell.wait_ready(&host, DEADLINE).await.unwrap();
+    assert_eq!(shell.run(&host, "echo back", DEADLINE).await.unwrap().stdout, b"back\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_past_its_deadline_is_killed_with_its_children() {
+    let (sshd, shell, host) = Sshd::ready().await;
+    let pid = sshd.dir.path().join("pid");
+    let script = format!("sleep 1000 & echo $! >{}; wait", pid.display());
+    let error = shell.run(&host, &script, Duration::from_secs(3)).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Timeout);
+    let pid = std::fs::read_to_string(pid).unwrap();
+    let process = format!("/proc/{}/stat", pid.trim());
+    for _ in 0..500 {
+        match std::fs::read_to_string(&process) {
+            Ok(stat) if !stat.contains(") Z ") => tokio::time::sleep(Duration::from_millis(20)).await,
+            _ => return,
+        }
+    }
+    panic!("the child outlived its command by 10 s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endless_output_is_an_error_and_not_a_full_memory() {
+    let (_sshd, shell, host) = Sshd::ready().await;
+    let error = shell.run(&host, "yes", DEADLINE).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::LimitExceeded);
+    assert_eq!(shell.run(&host, "echo fine", DEADLINE).await.unwrap().stdout, b"fine\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_arrive_whole_with_their_modes_and_replace_what_was_there() {
+    let (sshd, shell, host) = Sshd::ready().await;
+    let root = sshd.dir.path().join("put");
+    let (key, unit) = (root.join("pki/it's a key"), root.join("a b/unit"));
+    let deep = root.join("d".repeat(120)).join("e".repeat(120));
+    let binary: Vec<u8> = (0..=255u8).cycle().take(300_000).collect();
+    std::fs::create_dir_all(unit.parent().unwrap()).unwrap();
+    std::fs::write(&unit, "old").unwrap();
+    let files = [
+        file(&key, 0o600, binary.clone()),
+        file(&unit, 0o644, "new\n"),
+        file(&deep, 0o755, ""),
+        file(&key, 0o600, binary.clone()),
+    ];
+    shell.put_files(&host, &files).await.unwrap();
+    assert_eq!(std::fs::read(&key).unwrap(), binary);
+    assert_eq!(std::fs::read(&unit).unwrap(), b"new\n");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode(&key), mode(&unit), mode(&deep), mode(&root)), (0o600, 0o644, 0o755, 0o755));
+    let left = Command::new("find").arg(&root).args(["-name", ".hk-dr-*"]).output().unwrap();
+    assert!(left.stdout.is_empty(), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_cannot_be_written_leave_everything_as_it_was() {
+    let (sshd, shell, host) = Sshd::ready().await;
+    let root = sshd.dir.path().join("put");
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::write(root.join("file"), "old").unwrap();
+    // A directory cannot be made below a file.
+    let files = [file(&root.join("file"), 0o644, "new"), file(&root.join("file/below"), 0o644, "x")];
+    let error = shell.put_files(&host, &files).await.unwrap_err();
+    assert!(error.message.contains("m1"), "{error}");
+    assert_eq!(std::fs::read(root.join("file")).unwrap(), b"old");
+    assert_eq!(std::fs::read_dir(&root).unwrap().count(), 1, "no temporary file is left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_feeds_a_command_byte_for_byte() {
+    let (_sshd, shell, host) = Sshd::ready().await;
+    let chunk = Bytes::from((0..=255u8).cycle().take(1 << 20).collect::<Vec<_>>());
+    let mut hash = Sha256::new();
+    for _ in 0..64 {
+        hash.update(&chunk);
+    }
+    let chunks = futures::stream::iter((0..64).map(move |_| Ok(chunk.clone())));
+    let output = shell.feed(&host, "sha256sum", Box::pin(chunks), DEADLINE).await.unwrap();
+    let expected: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{expected}  -\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_breaks_breaks_the_feed() {
+    let (_sshd, shell, host) = Sshd::ready().await;
+    let broken = crate::ports::PortError::new(ErrorCode::Corrupt, "the source broke");
+    let chunks: ByteStream = Box::pin(futures::stream::iter([Ok(Bytes::from_static(b"x")), Err(broken)]));
+    let error = shell.feed(&host, "cat", chunks, DEADLINE).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Corrupt);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_ends_early_ends_the_feed() {
+    let (_sshd, shell, host) = Sshd::ready().await;
+    let chunk = Bytes::from(vec![0; 1 << 20]);
+    let endless = futures::stream::repeat_with(move || Ok(chunk.clone()));
+    let output = shell.feed(&host, "head -c 10 >/dev/null; exit 3", Box::pin(endless), DEADLINE).await.unwrap();
+    assert_eq!(output.status, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forwarded_port_carries_both_ways_and_closes_with_its_value() {
+    let (_sshd, shell, host) = Sshd::ready().await;
+    let echo = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let remote = echo.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = echo.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = socket.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+                let _ = write.shutdown().await;
+            });
+        }
+    });
+    let forward = shell.forward(&host, remote).await.unwrap();
+    assert!(forward.local.ip().is_loopback());
+    let sent: Vec<u8> = (0..=255u8).cycle().take(8 << 20).collect();
+    let carried = (0..3).map(|_| async {
+        let (mut read, mut write) = tokio::net::TcpStream::connect(forward.local).await.unwrap().into_split();
+        let mut received = Vec::new();
+        let send = async {
+            write.write_all(&sent).await.unwrap();
+            write.shutdown().await.unwrap();
+        };
+        let (_, received_bytes) = tokio::join!(send, read.read_to_end(&mut received));
+        received_bytes.unwrap();
+        received
+    });
+    for received in futures::future::join_all(carried).await {
+        assert!(received == sent, "{} bytes came back", received.len());
+    }
+    let local = forward.local;
+    drop(forward);
+    for _ in 0..500 {
+        if tokio::net::TcpStream::connect(local).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the port was still open 5 s after its value was dropped");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forward_to_nothing_closes_its_connections() {
+    let (_sshd, shell, host) = Sshd::ready().await;
+    let nobody: SocketAddr = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let forward = shell.forward(&host, nobody).await.unwrap();
+    let mut socket = tokio::net::TcpStream::connect(forward.local).await.unwrap();
+    let mut nothing = Vec::new();
+    let read = socket.read_to_end(&mut nothing).await;
+    assert!(nothing.is_empty(), "{read:?}");
+}
