@@ -1,7 +1,10 @@
 //! The command line: parse, call, render. Only here is anything printed or the environment read.
 
+mod artifacts;
+mod completions;
 mod context;
 mod error;
+mod obtain;
 
 use std::process::ExitCode;
 
@@ -9,6 +12,7 @@ use clap::{Parser, Subcommand};
 
 pub use context::{Context, Global};
 pub use error::{CliError, ExitKind};
+pub use obtain::{SourceOptions, obtain};
 
 /// Makes a Kubernetes cluster on Hetzner Cloud impossible to lose, and proves it.
 #[derive(Parser)]
@@ -22,7 +26,10 @@ struct Cli {
 
 /// One file a command; each has `pub struct Args` and `pub fn run(args, &Context) -> Result<(), CliError>`.
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    Artifacts(artifacts::Args),
+    Completions(completions::Args),
+}
 
 /// Parses, runs, and renders an error with its exit code.
 pub fn main() -> ExitCode {
@@ -36,6 +43,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, _context: &Context) -> Result<(), CliError> {
-    match command {}
+fn run(command: Command, context: &Context) -> Result<(), CliError> {
+    match command {
+        Command::Artifacts(args) => artifacts::run(args, context),
+        Command::Completions(args) => completions::run(args, context),
+    }
 }

@@ -1,0 +1,3 @@
+module hk-dr/tools/go/images
+
+go 1.26.0
