@@ -1,0 +1,257 @@
+//! Scripts that steps run on servers: text in, text out. All are safe to repeat, none asks anything, and none holds a
+//! secret except [`install_script`], whose URLs are secret while they are valid (scripts travel on standard input).
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use super::worker::IMAGES_DIR;
+use super::{NODE_FILE, NodeRecord, Role};
+
+/// Where etcd's volume is mounted.
+pub const ETCD_MOUNT: &str = "/var/lib/etcd";
+/// etcd's data directory on it.
+pub const ETCD_DATA_DIR: &str = "/var/lib/etcd/data";
+/// Exit status of a script that found something it must not overwrite. It changed nothing; standard error says what.
+pub const REFUSED: i32 = 20;
+/// Exit status of a script whose precondition does not hold (no device, not mounted, wrong digest). It can be repeated.
+pub const NOT_READY: i32 = 21;
+
+/// The whole script is read before any of it runs, and nothing in it can swallow the rest of standard input. A lost
+/// connection does not stop it in the middle.
+fn script(body: &str) -> String {
+    format!("main() {{\nset -eu\ntrap '' HUP\n{body}\n}}\nmain </dev/null\n")
+}
+
+/// Something to install on a server: where it goes and where it comes from.
+#[derive(Clone)]
+pub struct Install {
+    /// Absolute path on the server, without spaces or quotes.
+    pub path: String,
+    pub mode: u32,
+    /// 64 hex digits.
+    pub sha256: String,
+    /// A presigned URL.
+    pub url: SecretString,
+}
+
+/// Fetches files at the same time, checks each digest before the file gets its name, and leaves alone what is right.
+pub fn install_script(items: &[Install]) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::from(
+        "fetch() { # path mode sha256; curl's configuration with the URL on standard input, so that no process list shows it\n\
+         [ -f \"$1\" ] && [ \"$(sha256sum < \"$1\" | cut -c1-64)\" = \"$3\" ] && { chmod \"$2\" \"$1\"; return 0; }\n\
+         mkdir -p \"${1%/*}\"\n\
+         curl -fsS --retry 8 --retry-delay 1 --retry-all-errors --connect-timeout 5 --max-time 600 -o \"$1.part\" -K - || {\n\
+         echo \"could not fetch $1\" >&2; rm -f \"$1.part\"; return 21; }\n\
+         got=$(sha256sum < \"$1.part\" | cut -c1-64)\n\
+         [ \"$got\" = \"$3\" ] || { echo \"$1: the digest is $got, not $3; it was not installed\" >&2; rm -f \"$1.part\"; return 21; }\n\
+         chmod \"$2\" \"$1.part\"; mv -f \"$1.part\" \"$1\"; }\n\
+         main() {\nset -u\ntrap '' HUP\npids=\n",
+    ));
+    for item in items {
+        text.push_str(&format!("fetch {} {:o} {} <<'HK_DR_END' &\nurl = \"", item.path, item.mode, item.sha256));
+        text.push_str(&item.url.expose_secret().replace('\\', "\\\\").replace('"', "\\\""));
+        text.push_str("\"\nHK_DR_END\npids=\"$pids $!\"\n");
+    }
+    text.push_str("bad=0\nfor pid in $pids; do wait \"$pid\" || bad=$?; done\nreturn $bad\n}\nmain </dev/null\n");
+    text
+}
+
+/// Debian packages a worker needs; does nothing where they are there already, and needs no network then.
+pub fn worker_packages_script() -> String {
+    script(
+        "if command -v containerd >/dev/null && command -v runc >/dev/null && command -v nft >/dev/null && \
+         [ -x /usr/lib/cni/bridge ]; then exit 0; fi\n\
+         export DEBIAN_FRONTEND=noninteractive\n\
+         # Another package run (the first boot's, say) may hold the lock for a while.\n\
+         apt-get -q -o DPkg::Lock::Timeout=120 update\n\
+         apt-get -q -y -o DPkg::Lock::Timeout=120 install --no-install-recommends \
+         containerd runc containernetworking-plugins nftables iptables",
+    )
+}
+
+/// Makes a file system on an empty volume and mounts it at [`ETCD_MOUNT`]. A volume with a file system is mounted as it
+/// is; one with anything else on it is refused ([`REFUSED`]). Needs the master's files, because they have the mount unit.
+pub fn format_and_mount_script(device: &str) -> String {
+    script(&format!(
+        "device={device}\n\
+         for i in $(seq 1 150); do [ -b \"$device\" ] && break; sleep 0.2; done\n\
+         [ -b \"$device\" ] || {{ echo \"$device did not appear within 30 s; is the volume attached to this server?\" >&2; exit {NOT_READY}; }}\n\
+         type=$(blkid -p -o value -s TYPE \"$device\" || true)\n\
+         if [ -z \"$type\" ]; then\n\
+         # Only what is empty is formatted: no known signature, and nothing but zeros at the beginning.\n\
+         found=$(wipefs --noheadings -n \"$device\")\n\
+         [ -z \"$found\" ] || {{ echo \"$device is not empty: $found; nothing was changed\" >&2; exit {REFUSED}; }}\n\
+         cmp -s -n 1048576 \"$device\" /dev/zero || {{ echo \"$device has no file system but is not empty; nothing was changed\" >&2; exit {REFUSED}; }}\n\
+         mkfs.ext4 -q -m 0 -L hk-dr-etcd \"$device\" >&2\n\
+         elif [ \"$type\" != ext4 ]; then\n\
+         echo \"$device holds $type, not ext4; nothing was changed\" >&2; exit {REFUSED}\n\
+         fi\n\
+         systemctl daemon-reload\n\
+         systemctl enable -q --now var-lib-etcd.mount\n\
+         mounted=$(findmnt -n -o SOURCE {ETCD_MOUNT})\n\
+         [ \"$(readlink -f \"$mounted\")\" = \"$(readlink -f \"$device\")\" ] || {{ echo \"{ETCD_MOUNT} is $mounted, not $device; nothing was changed\" >&2; exit {REFUSED}; }}\n\
+         chmod 700 {ETCD_MOUNT}"
+    ))
+}
+
+/// What one member is restored as. All members of a restore share everything but `name` and `address`.
+#[derive(Debug, Clone)]
+pub struct EtcdRestore {
+    /// Names this restore; a repeated script sees by it that the work is done. Letters, digits and dashes.
+    pub id: String,
+    pub name: String,
+    pub address: std::net::Ipv4Addr,
+    /// See [`crate::distribution::initial_cluster`].
+    pub initial_cluster: String,
+    pub token: String,
+    /// Added to the snapshot's revision.
+    pub bump_revision: u64,
+}
+
+/// The command that receives a snapshot file on its standard input and puts it on the mounted volume. Refuses where
+/// there is data that is not from this restore; where this restore is complete, it only reads its input away.
+pub fn receive_snapshot_command(restore: &EtcdRestore, sha256: Option<&str>) -> String {
+    let check = sha256.map_or(String::new(), |sha256| {
+        format!(
+            "got=$(sha256sum < snapshot.db.part | cut -c1-64); [ \"$got\" = {sha256} ] || {{ rm -f snapshot.db.part; \
+             echo \"the snapshot arrived with digest $got, not {sha256}\" >&2; exit {NOT_READY}; }}; "
+        )
+    });
+    format!(
+        "set -eu; mountpoint -q {ETCD_MOUNT} || {{ echo \"{ETCD_MOUNT} is not mounted\" >&2; exit {NOT_READY}; }}; \
+         if [ -e {ETCD_DATA_DIR} ]; then if grep -qs '\"id\":\"{id}\"' {ETCD_MOUNT}/restored.json; then cat >/dev/null; exit 0; fi; \
+         echo \"{ETCD_DATA_DIR} exists already; nothing was changed\" >&2; exit {REFUSED}; fi; \
+         umask 077; mkdir -p {ETCD_MOUNT}/incoming; cd {ETCD_MOUNT}/incoming; cat > snapshot.db.part; {check}mv snapshot.db.part snapshot.db",
+        id = restore.id
+    )
+}
+
+/// Restores the received snapshot to [`ETCD_DATA_DIR`], which appears whole or not at all.
+pub fn etcd_restore_script(restore: &EtcdRestore) -> String {
+    let EtcdRestore { id, name, address, initial_cluster, token, bump_revision } = restore;
+    let port = crate::distribution::ETCD_PEER_PORT;
+    script(&format!(
+        "base={ETCD_MOUNT}\n\
+         mountpoint -q $base || {{ echo \"$base is not mounted\" >&2; exit {NOT_READY}; }}\n\
+         if [ -e $base/data ]; then\n\
+         grep -qs '\"id\":\"{id}\"' $base/restored.json && {{ rm -rf $base/incoming; exit 0; }}\n\
+         echo \"$base/data exists already; nothing was changed\" >&2; exit {REFUSED}\n\
+         fi\n\
+         [ -f $base/incoming/snapshot.db ] || {{ echo \"no snapshot has been received\" >&2; exit {NOT_READY}; }}\n\
+         umask 077\n\
+         rm -rf $base/restoring\n\
+         /usr/local/bin/etcdutl snapshot restore $base/incoming/snapshot.db --data-dir $base/restoring --name {name} \\\n\
+         --initial-cluster {initial_cluster} --initial-cluster-token {token} \\\n\
+         --initial-advertise-peer-urls https://{address}:{port} --bump-revision {bump_revision} --mark-compacted >&2\n\
+         printf '{{\"id\":\"{id}\",\"token\":\"{token}\",\"bump_revision\":{bump_revision}}}\\n' > $base/restored.json\n\
+         # On disk before it gets the name by which etcd and a repeated restore believe in it.\n\
+         sync -f $base\n\
+         mv $base/restoring $base/data\n\
+         sync -f $base\n\
+         rm -rf $base/incoming"
+    ))
+}
+
+/// Starts etcd and returns at once: it is ready when a majority of members is, which is for the caller to wait for.
+pub fn start_etcd_script() -> String {
+    script(&format!(
+        "systemctl daemon-reload\nmountpoint -q {ETCD_MOUNT} || {{ echo \"{ETCD_MOUNT} is not mounted\" >&2; exit {NOT_READY}; }}\n\
+         mkdir -p -m 700 {ETCD_DATA_DIR}\nsystemctl enable -q etcd\nsystemctl start --no-block etcd"
+    ))
+}
+
+/// Starts the API server alone: a rebuild removes what names dead servers before any controller acts on it.
+pub fn start_apiserver_script() -> String {
+    script("systemctl daemon-reload\nsystemctl enable -q kube-apiserver\nsystemctl start --no-block kube-apiserver")
+}
+
+/// Starts controller manager and scheduler.
+pub fn start_controllers_script() -> String {
+    script(
+        "systemctl daemon-reload\nsystemctl enable -q kube-controller-manager kube-scheduler\n\
+         systemctl start --no-block kube-controller-manager kube-scheduler",
+    )
+}
+
+/// Stops everything a master runs, controllers first, and keeps it stopped over a reboot.
+pub fn stop_master_script() -> String {
+    script(
+        "for unit in kube-controller-manager kube-scheduler kube-apiserver etcd; do\n\
+         systemctl disable -q --now $unit 2>/dev/null || ! systemctl is-active -q $unit\ndone",
+    )
+}
+
+/// Starts containerd, loads the image bundles, starts kubelet and kube-proxy.
+pub fn start_worker_script() -> String {
+    script(&format!(
+        "systemctl daemon-reload\n\
+         systemctl enable -q hk-dr-node containerd kubelet kube-proxy\n\
+         systemctl start hk-dr-node\n\
+         systemctl start --no-block kube-proxy\n\
+         # The package may have started containerd with its own configuration: once per configuration and boot, restart it.\n\
+         want=$(sha256sum < /etc/containerd/config.toml)\n\
+         if [ \"$(cat /run/hk-dr-containerd 2>/dev/null)\" != \"$want\" ]; then\n\
+         systemctl restart containerd; echo \"$want\" > /run/hk-dr-containerd\nelse systemctl start containerd; fi\n\
+         for i in $(seq 1 100); do ctr version >/dev/null 2>&1 && break; sleep 0.1; done\n\
+         for bundle in {IMAGES_DIR}/*.tar; do\n[ -e \"$bundle\" ] || continue\n\
+         ctr -n k8s.io images import \"$bundle\" >/dev/null || {{ echo \"containerd refused $bundle\" >&2; exit {NOT_READY}; }}\ndone\n\
+         systemctl start --no-block kubelet"
+    ))
+}
+
+/// Prints a [`Probe`] as one line of JSON. Changes nothing.
+pub fn probe_script(role: Role) -> String {
+    let (units, programs) = match role {
+        Role::Master => (
+            "var-lib-etcd.mount etcd kube-apiserver kube-controller-manager kube-scheduler",
+            "etcd kube-apiserver kube-controller-manager kube-scheduler",
+        ),
+        Role::Worker => ("hk-dr-node containerd kubelet kube-proxy", "kubelet kube-proxy"),
+    };
+    script(&format!(
+        "printf '{{\"boot_id\":\"%s\",\"node\":' \"$(cat /proc/sys/kernel/random/boot_id)\"\n\
+         if [ -s {NODE_FILE} ]; then cat {NODE_FILE}; else printf null; fi\n\
+         printf ',\"restored\":'\n\
+         if [ -s {ETCD_MOUNT}/restored.json ]; then tr -d '\\n' < {ETCD_MOUNT}/restored.json; else printf null; fi\n\
+         if [ -d {ETCD_DATA_DIR}/member ]; then printf ',\"etcd_data\":true'; else printf ',\"etcd_data\":false'; fi\n\
+         printf ',\"units\":{{'\ncomma=\n\
+         for unit in {units}; do\nprintf '%s\"%s\":\"%s\"' \"$comma\" $unit \"$(systemctl show -p ActiveState --value $unit)\"; comma=,\ndone\n\
+         printf '}},\"versions\":{{'\ncomma=\n\
+         for program in {programs}; do\n[ -x /usr/local/bin/$program ] || continue\n\
+         version=$(/usr/local/bin/$program --version 2>/dev/null | head -n 1 | sed 's/.*[ v]\\([0-9][0-9.]*\\).*/\\1/')\n\
+         printf '%s\"%s\":\"%s\"' \"$comma\" $program \"$version\"; comma=,\ndone\n\
+         printf '}}}}\\n'"
+    ))
+}
+
+/// What [`probe_script`] found.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Probe {
+    pub boot_id: String,
+    /// None: never configured, or not to the end.
+    pub node: Option<NodeRecord>,
+    /// None: etcd's data, if any, was not restored from a snapshot.
+    pub restored: Option<Restored>,
+    /// etcd's data directory has been used.
+    pub etcd_data: bool,
+    /// systemd's `ActiveState` by unit.
+    pub units: std::collections::BTreeMap<String, String>,
+    /// Version without `v` by program; absent if it is not installed.
+    pub versions: std::collections::BTreeMap<String, String>,
+}
+
+impl Probe {
+    /// Whether a unit is running (or has done its one task).
+    pub fn active(&self, unit: &str) -> bool {
+        self.units.get(unit).is_some_and(|state| state == "active")
+    }
+}
+
+/// What a restore left on etcd's volume.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Restored {
+    pub id: String,
+    pub token: String,
+    pub bump_revision: u64,
+}
