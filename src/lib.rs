@@ -15,6 +15,7 @@ pub mod etcd;
 pub mod hetzner;
 pub mod journal;
 pub mod kube;
+pub mod machines;
 pub mod plan;
 pub mod ports;
 pub mod report;

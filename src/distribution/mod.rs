@@ -1,10 +1,12 @@
 //! What a cluster is made of once servers and volumes exist: keys and certificates, files, scripts. Everything here is
 //! pure: values in, text out. Time and placement are parameters; steps carry the results to the machines.
 
+mod first_boot;
 mod names;
 pub mod pki;
 pub mod upstream;
 
+pub use first_boot::first_boot_script;
 pub use names::*;
 
 #[cfg(test)]

@@ -24,8 +24,14 @@ pub const API_PORT: u16 = 6443;
 
 /// etcd's `--initial-cluster`: every member's name and peer URL, in declared order.
 pub fn initial_cluster(masters: &[MasterConfig]) -> String {
+    let members: Vec<_> = masters.iter().map(|m| (m.name.clone(), m.address)).collect();
+    initial_cluster_of(&members)
+}
+
+/// See [`initial_cluster`]; for members by name and address.
+pub fn initial_cluster_of(members: &[(String, Ipv4Addr)]) -> String {
     let members: Vec<_> =
-        masters.iter().map(|m| format!("{}=https://{}:{ETCD_PEER_PORT}", m.name, m.address)).collect();
+        members.iter().map(|(name, address)| format!("{name}=https://{address}:{ETCD_PEER_PORT}")).collect();
     members.join(",")
 }
 

@@ -1,7 +1,41 @@
 //! Decisions: from what Git declares and what was observed to a plan with its reasons. Pure: nothing here awaits, reads
 //! a clock, a file or the environment; the time is a parameter.
 
+mod build;
+mod draft;
+mod inventory;
 pub mod params;
+mod placement;
+mod rebuild;
 mod types;
 
+pub use build::plan_build;
+pub use draft::{Basis, LINEAGE_LABEL, NAME_LABEL, OWNER_LABEL, ROLE_LABEL};
+pub use inventory::Inventory;
+pub use rebuild::{RebuildChoice, plan_rebuild};
 pub use types::*;
+
+/// Why there is no plan. Nothing was touched.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    #[error("no location has capacity for {server}: neither {location} nor any of fallbackLocations")]
+    NoLocation { server: String, location: String },
+    #[error("{}", .0.join("\n"))]
+    Foreign(Vec<String>),
+    /// Data of this cluster exists, and a build would found an empty one beside it.
+    #[error("{reason}")]
+    DataExists { reason: String },
+    #[error("the cluster is alive: {reason}")]
+    Alive { reason: String },
+    #[error("{reason}")]
+    Unbuildable { reason: String, hint: String },
+    #[error("no snapshot {wanted} in the bucket; there {}", listed(.available))]
+    NoSnapshot { wanted: String, available: Vec<String> },
+}
+
+fn listed(available: &[String]) -> String {
+    match available {
+        [] => "is none at all".to_owned(),
+        some => format!("are: {}", some.join(", ")),
+    }
+}

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::distribution::upstream::EtcdState;
 use crate::ports::{Binary, EtcdRestore, Labels};
 
 /// Names the step kind that takes these parameters.
@@ -69,12 +70,18 @@ params! {
     /// Starts the API server and waits until it is ready.
     "api.start" v 1 => ApiStart { server: String }
     /// Deletes what names servers that are gone, before any controller acts on it.
-    "cluster.clean" v 1 => ClusterClean { servers: Vec<String>, nodes: Vec<String> }
+    "cluster.clean" v 1 => ClusterClean {
+        master_server: String,
+        /// Nodes that will come back under the same name: their objects go, their pods stay theirs.
+        returning_nodes: Vec<String>,
+    }
     /// Starts controller manager and scheduler.
     "controllers.start" v 1 => ControllersStart { server: String }
-    /// Writes a worker's configuration, its images, and starts its kubelet and proxy.
-    "worker.start" v 1 => WorkerStart { server: String, worker: String, image_bundles: Vec<String> }
-    /// Waits until the node's lease is renewed by its present kubelet, and sets its labels.
+    /// Writes a worker's configuration, starts its container runtime and loads the images it must have.
+    "worker.configure" v 1 => WorkerConfigure { server: String, worker: String }
+    /// Starts a worker's kubelet and proxy.
+    "worker.start" v 1 => WorkerStart { server: String }
+    /// Waits until the node is registered and ready, and sets its labels.
     "node.ready" v 1 => NodeReady { node: String, master_server: String, labels: BTreeMap<String, String> }
 }
 
@@ -82,7 +89,7 @@ params! {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EtcdStart {
-    pub cluster_token: String,
-    /// `new` for a first bootstrap, `existing` after a restore.
-    pub state: String,
+    /// Names this life of the cluster; the cluster token is made from it and a base that the secrets keep.
+    pub incarnation: String,
+    pub state: EtcdState,
 }

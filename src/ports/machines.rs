@@ -16,6 +16,8 @@ pub struct Binary {
     pub sha256: String,
     /// Absolute path on the machine.
     pub path: String,
+    /// Unix mode.
+    pub mode: u32,
 }
 
 /// What a machine says of itself.
@@ -32,11 +34,13 @@ pub struct NodeProbe {
 /// How etcd's data directory is made from a snapshot. The same for all members but for name and address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EtcdRestore {
+    /// Names this restore, so that a repeated one recognises its own work.
+    pub id: String,
     pub member: String,
     /// Private addresses of all members by name, in declared order.
     pub members: Vec<(String, Ipv4Addr)>,
-    /// Fresh: no member from before accepts it.
-    pub cluster_token: String,
+    /// Names this life of the cluster: the cluster token made from it is accepted by no member from before.
+    pub incarnation: String,
     /// Added to the snapshot's revision; everything up to the sum is marked compacted.
     pub bump_revision: u64,
     /// SHA-256 of the plain snapshot that is fed.
@@ -48,22 +52,52 @@ pub struct EtcdRestore {
 pub trait Machines: Send + Sync {
     /// Waits until the machine answers with its pinned host key and runs commands.
     async fn wait_ready(&self, host: &Host, deadline: Duration) -> PortResult<()>;
-    async fn probe(&self, host: &Host) -> PortResult<NodeProbe>;
+    /// What the machine runs; `master` tells which units to look at.
+    async fn probe(&self, host: &Host, master: bool) -> PortResult<NodeProbe>;
     /// Installs binaries from the URLs given beside them; each is checked against its SHA-256 before it gets its name.
     async fn install(&self, host: &Host, binaries: &[(Binary, SecretString)]) -> PortResult<()>;
     /// Writes the configuration and reloads systemd.
     async fn configure(&self, host: &Host, files: &[RemoteFile]) -> PortResult<()>;
-    /// Installs packages and images a worker needs before its kubelet starts. Each bundle is a file installed before.
-    async fn prepare_worker(&self, host: &Host, image_bundles: &[String]) -> PortResult<()>;
+    /// Installs the packages a worker needs, starts its container runtime and loads the image bundles installed before.
+    async fn prepare_worker(&self, host: &Host) -> PortResult<()>;
     /// Waits for the device, makes a file system if it has none at all, and mounts it for etcd.
     async fn mount_etcd_volume(&self, host: &Host, device: &str) -> PortResult<()>;
     /// Feeds a snapshot and turns it into a data directory. Refuses to touch an existing one, except one that the same
     /// restore made.
-    async fn restore_etcd(&self, host: &Host, restore: &EtcdRestore, snapshot: ByteStream) -> PortResult<()>;
+    async fn restore_etcd(
+        &self,
+        host: &Host,
+        restore: &EtcdRestore,
+        cluster_token: &str,
+        snapshot: ByteStream,
+    ) -> PortResult<()>;
     /// Whether the data directory was made by this very restore.
     async fn etcd_restored(&self, host: &Host, restore: &EtcdRestore) -> PortResult<bool>;
-    /// Enables and starts units; returns when the service manager has taken the job.
-    async fn start(&self, host: &Host, units: &[&str]) -> PortResult<()>;
+    /// Enables and starts a service; returns when the service manager has taken the job.
+    async fn start(&self, host: &Host, service: Service) -> PortResult<()>;
+}
+
+/// What can be started on a machine by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Service {
+    Etcd,
+    ApiServer,
+    /// Controller manager and scheduler.
+    Controllers,
+    /// Kubelet and proxy.
+    Worker,
+}
+
+impl Service {
+    /// The systemd units behind it.
+    pub fn units(self) -> &'static [&'static str] {
+        match self {
+            Self::Etcd => &["etcd"],
+            Self::ApiServer => &["kube-apiserver"],
+            Self::Controllers => &["kube-controller-manager", "kube-scheduler"],
+            Self::Worker => &["kubelet", "kube-proxy"],
+        }
+    }
 }
 
 /// Paths with mode and content: what must be kept to bring the cluster's identity back.

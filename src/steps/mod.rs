@@ -1,1 +1,169 @@
-//! (room prepared)
+//! One file a step kind, and the registry that finds them. A step observes first and acts only on what is missing:
+//! that is what makes a crash between an effect and its record harmless.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::plan::params::Params;
+use crate::ports::{ErrorCode, PortError, PortResult};
+
+mod api_start;
+mod artifact_mirror;
+mod binaries_install;
+mod cluster_clean;
+mod controllers_start;
+mod etcd_agree;
+mod etcd_mount;
+mod etcd_restore;
+mod etcd_start;
+mod machine_ready;
+mod master_configure;
+mod network_create;
+mod node_ready;
+mod placement_group_create;
+mod secrets_keep;
+mod server_create;
+mod server_fence;
+mod servers;
+mod ssh_key_create;
+mod volume_provide;
+mod volume_retire;
+mod waiting;
+mod worker_configure;
+mod worker_start;
+mod world;
+
+pub use servers::{HOST_KEY_LABEL, ServerOutput};
+pub use world::World;
+
+/// What a step sees of its run.
+pub struct StepContext<'a> {
+    pub world: &'a World,
+    pub run: &'a str,
+    /// Outputs of all steps that have finished, by step id.
+    pub outputs: &'a BTreeMap<String, Value>,
+}
+
+/// What a step found before it acted.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Observed<T> {
+    /// Nothing of the effect is there.
+    Absent,
+    /// The whole effect is there.
+    Done(T),
+    /// A part is there; applying completes it.
+    Partial,
+    /// Something that is not ours stands in the way.
+    Foreign(String),
+}
+
+/// The code behind one kind of step.
+#[async_trait]
+pub trait StepKind: Send + Sync {
+    type Params: Params;
+    type Output: Serialize + DeserializeOwned + Send + Sync;
+
+    /// Looks at the world and changes nothing.
+    async fn observe(&self, cx: &StepContext<'_>, params: &Self::Params) -> PortResult<Observed<Self::Output>>;
+    /// Brings the effect about. May be repeated after any interruption.
+    async fn apply(&self, cx: &StepContext<'_>, params: &Self::Params) -> PortResult<Self::Output>;
+}
+
+/// A step kind with its types erased.
+#[async_trait]
+pub trait ErasedStep: Send + Sync {
+    fn version(&self) -> u32;
+    async fn observe(&self, cx: &StepContext<'_>, params: &Value) -> PortResult<Observed<Value>>;
+    async fn apply(&self, cx: &StepContext<'_>, params: &Value) -> PortResult<Value>;
+}
+
+#[async_trait]
+impl<K: StepKind> ErasedStep for K {
+    fn version(&self) -> u32 {
+        K::Params::VERSION
+    }
+
+    async fn observe(&self, cx: &StepContext<'_>, params: &Value) -> PortResult<Observed<Value>> {
+        Ok(match StepKind::observe(self, cx, &decode::<K::Params>(params)?).await? {
+            Observed::Absent => Observed::Absent,
+            Observed::Partial => Observed::Partial,
+            Observed::Foreign(what) => Observed::Foreign(what),
+            Observed::Done(output) => Observed::Done(encode(&output)?),
+        })
+    }
+
+    async fn apply(&self, cx: &StepContext<'_>, params: &Value) -> PortResult<Value> {
+        encode(&StepKind::apply(self, cx, &decode::<K::Params>(params)?).await?)
+    }
+}
+
+fn decode<T: DeserializeOwned>(params: &Value) -> PortResult<T> {
+    serde_json::from_value(params.clone())
+        .map_err(|e| PortError::new(ErrorCode::Invalid, format!("the step's parameters can't be read: {e}")))
+}
+
+fn encode<T: Serialize>(output: &T) -> PortResult<Value> {
+    serde_json::to_value(output)
+        .map_err(|e| PortError::new(ErrorCode::Invalid, format!("the step's output can't be written: {e}")))
+}
+
+/// Finds the code for a step kind.
+pub struct Registry {
+    kinds: BTreeMap<&'static str, Box<dyn ErasedStep>>,
+}
+
+impl Registry {
+    /// All kinds this version knows.
+    pub fn standard() -> Self {
+        let mut registry = Self { kinds: BTreeMap::new() };
+        registry.add(secrets_keep::SecretsKeepStep);
+        registry.add(artifact_mirror::ArtifactMirrorStep);
+        registry.add(network_create::NetworkCreateStep);
+        registry.add(placement_group_create::PlacementGroupCreateStep);
+        registry.add(ssh_key_create::SshKeyCreateStep);
+        registry.add(server_create::ServerCreateStep);
+        registry.add(server_fence::ServerFenceStep);
+        registry.add(volume_retire::VolumeRetireStep);
+        registry.add(volume_provide::VolumeProvideStep);
+        registry.add(machine_ready::MachineReadyStep);
+        registry.add(binaries_install::BinariesInstallStep);
+        registry.add(master_configure::MasterConfigureStep);
+        registry.add(etcd_mount::EtcdMountStep);
+        registry.add(etcd_restore::EtcdRestoreKind);
+        registry.add(etcd_start::EtcdStartKind);
+        registry.add(etcd_agree::EtcdAgreeStep);
+        registry.add(api_start::ApiStartStep);
+        registry.add(cluster_clean::ClusterCleanStep);
+        registry.add(controllers_start::ControllersStartStep);
+        registry.add(worker_configure::WorkerConfigureStep);
+        registry.add(worker_start::WorkerStartStep);
+        registry.add(node_ready::NodeReadyStep);
+        registry
+    }
+
+    fn add<K: StepKind + 'static>(&mut self, kind: K) {
+        self.kinds.insert(K::Params::KIND, Box::new(kind));
+    }
+
+    /// The code for a kind in exactly this version.
+    pub fn find(&self, kind: &str, version: u32) -> Result<&dyn ErasedStep, UnknownStep> {
+        match self.kinds.get(kind) {
+            Some(step) if step.version() == version => Ok(step.as_ref()),
+            Some(step) => Err(UnknownStep { kind: kind.into(), version, known: Some(step.version()) }),
+            None => Err(UnknownStep { kind: kind.into(), version, known: None }),
+        }
+    }
+}
+
+/// A plan has a step this version can't execute.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("step kind {kind} version {version} is not known to this hk-dr (it knows {known:?})")]
+pub struct UnknownStep {
+    pub kind: String,
+    pub version: u32,
+    pub known: Option<u32>,
+}

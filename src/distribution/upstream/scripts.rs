@@ -182,22 +182,25 @@ pub fn stop_master_script() -> String {
     )
 }
 
-/// Starts containerd, loads the image bundles, starts kubelet and kube-proxy.
-pub fn start_worker_script() -> String {
+/// Starts containerd and loads the image bundles: slow, and independent of the control plane.
+pub fn prepare_worker_script() -> String {
     script(&format!(
         "systemctl daemon-reload\n\
-         systemctl enable -q hk-dr-node containerd kubelet kube-proxy\n\
+         systemctl enable -q hk-dr-node containerd\n\
          systemctl start hk-dr-node\n\
-         systemctl start --no-block kube-proxy\n\
          # The package may have started containerd with its own configuration: once per configuration and boot, restart it.\n\
          want=$(sha256sum < /etc/containerd/config.toml)\n\
          if [ \"$(cat /run/hk-dr-containerd 2>/dev/null)\" != \"$want\" ]; then\n\
          systemctl restart containerd; echo \"$want\" > /run/hk-dr-containerd\nelse systemctl start containerd; fi\n\
          for i in $(seq 1 100); do ctr version >/dev/null 2>&1 && break; sleep 0.1; done\n\
          for bundle in {IMAGES_DIR}/*.tar; do\n[ -e \"$bundle\" ] || continue\n\
-         ctr -n k8s.io images import \"$bundle\" >/dev/null || {{ echo \"containerd refused $bundle\" >&2; exit {NOT_READY}; }}\ndone\n\
-         systemctl start --no-block kubelet"
+         ctr -n k8s.io images import \"$bundle\" >/dev/null || {{ echo \"containerd refused $bundle\" >&2; exit {NOT_READY}; }}\ndone"
     ))
+}
+
+/// Starts kubelet and kube-proxy.
+pub fn start_worker_script() -> String {
+    script("systemctl enable -q kubelet kube-proxy\nsystemctl start --no-block kube-proxy kubelet")
 }
 
 /// Prints a [`Probe`] as one line of JSON. Changes nothing.

@@ -1,0 +1,20 @@
+use crate::plan::Step;
+use crate::ports::PortError;
+
+/// Who watches a run.
+pub trait Progress: Send + Sync {
+    fn started(&self, step: &Step);
+    /// `found`: it was there already.
+    fn finished(&self, step: &Step, found: bool);
+    fn failed(&self, step: &Step, error: &PortError, will_retry: bool);
+}
+
+/// Nobody watches.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn started(&self, _: &Step) {}
+    fn finished(&self, _: &Step, _: bool) {}
+    fn failed(&self, _: &Step, _: &PortError, _: bool) {}
+}

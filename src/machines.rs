@@ -1,0 +1,159 @@
+//! The machines of the cluster, through a shell: the scripts of the distribution, and what their exit codes mean.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use secrecy::SecretString;
+
+use crate::distribution::upstream::{self, Install, NOT_READY, Probe, REFUSED, Role};
+use crate::distribution::initial_cluster_of;
+use crate::ports::{
+    Binary, ByteStream, ErrorClass, ErrorCode, EtcdRestore, Host, Machines, NodeProbe, Output, PortError, PortResult,
+    RemoteFile, Service, Shell,
+};
+
+const QUICK: Duration = Duration::from_secs(60);
+const PACKAGES: Duration = Duration::from_secs(300);
+const TRANSFER: Duration = Duration::from_secs(1800);
+/// Between two tries to reach a machine that boots.
+const KNOCK_EVERY: Duration = Duration::from_millis(50);
+
+/// [`Machines`] over a [`Shell`].
+pub struct ShellMachines {
+    shell: Arc<dyn Shell>,
+}
+
+impl ShellMachines {
+    /// Uses this shell for everything.
+    pub fn new(shell: Arc<dyn Shell>) -> Self {
+        Self { shell }
+    }
+
+    async fn run(&self, host: &Host, doing: &str, script: &str, deadline: Duration) -> PortResult<Output> {
+        let output = self.shell.run(host, script, deadline).await.map_err(|e| e.context(doing))?;
+        checked(host, doing, output)
+    }
+}
+
+fn checked(host: &Host, doing: &str, output: Output) -> PortResult<Output> {
+    let code = match output.status {
+        0 => return Ok(output),
+        REFUSED => ErrorCode::Invalid,
+        NOT_READY => ErrorCode::Locked,
+        _ => ErrorCode::ServerError,
+    };
+    // The last lines say what failed; a bound keeps the journal small.
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let tail: Vec<&str> = stderr.lines().rev().take(5).collect();
+    let said = tail.into_iter().rev().collect::<Vec<_>>().join(" | ");
+    Err(PortError::new(code, format!("{doing} on {} ended with status {}: {said}", host.name, output.status)))
+}
+
+#[async_trait]
+impl Machines for ShellMachines {
+    async fn wait_ready(&self, host: &Host, deadline: Duration) -> PortResult<()> {
+        let end = tokio::time::Instant::now() + deadline;
+        loop {
+            let error = match self.shell.run(host, "true", QUICK).await {
+                Ok(output) if output.status == 0 => return Ok(()),
+                Ok(output) => return checked(host, "the first command", output).map(|_| ()),
+                Err(error) => error,
+            };
+            // Until its first boot script has run, a machine shows a host key of its own and refuses the login.
+            let early = matches!(error.code, ErrorCode::Untrusted | ErrorCode::Unauthorized);
+            if !early && error.class() != ErrorClass::Transient {
+                return Err(error.context(format!("reaching {}", host.name)));
+            }
+            if tokio::time::Instant::now() + KNOCK_EVERY >= end {
+                return Err(error.context(format!("{} was not reachable within {} s", host.name, deadline.as_secs())));
+            }
+            tokio::time::sleep(KNOCK_EVERY).await;
+        }
+    }
+
+    async fn probe(&self, host: &Host, master: bool) -> PortResult<NodeProbe> {
+        let role = if master { Role::Master } else { Role::Worker };
+        let output = self.run(host, "looking around", &upstream::probe_script(role), QUICK).await?;
+        let probe: Probe = serde_json::from_slice(&output.stdout).map_err(|e| {
+            PortError::new(ErrorCode::Invalid, format!("{} answered the probe with something else: {e}", host.name))
+        })?;
+        Ok(NodeProbe {
+            config_digest: probe.node.as_ref().map(|n| n.config_digest.clone()),
+            active_units: probe.units.iter().filter(|(_, s)| *s == "active").map(|(u, _)| u.clone()).collect(),
+            etcd_data: probe.etcd_data,
+        })
+    }
+
+    async fn install(&self, host: &Host, binaries: &[(Binary, SecretString)]) -> PortResult<()> {
+        let items: Vec<Install> = binaries
+            .iter()
+            .map(|(binary, url)| Install {
+                path: binary.path.clone(),
+                mode: binary.mode,
+                sha256: binary.sha256.clone(),
+                url: url.clone(),
+            })
+            .collect();
+        let script = upstream::install_script(&items);
+        self.run(host, "installing binaries", &script, TRANSFER).await.map(|_| ())
+    }
+
+    async fn configure(&self, host: &Host, files: &[RemoteFile]) -> PortResult<()> {
+        self.shell.put_files(host, files).await.map_err(|e| e.context(format!("configuring {}", host.name)))
+    }
+
+    async fn prepare_worker(&self, host: &Host) -> PortResult<()> {
+        self.run(host, "installing packages", &upstream::worker_packages_script(), PACKAGES).await?;
+        self.run(host, "loading images", &upstream::prepare_worker_script(), PACKAGES).await.map(|_| ())
+    }
+
+    async fn mount_etcd_volume(&self, host: &Host, device: &str) -> PortResult<()> {
+        let script = upstream::format_and_mount_script(device);
+        self.run(host, "mounting etcd's volume", &script, PACKAGES).await.map(|_| ())
+    }
+
+    async fn restore_etcd(
+        &self,
+        host: &Host,
+        restore: &EtcdRestore,
+        cluster_token: &str,
+        snapshot: ByteStream,
+    ) -> PortResult<()> {
+        let own = restore.members.iter().find(|(name, _)| *name == restore.member).ok_or_else(|| {
+            PortError::new(ErrorCode::Invalid, format!("{} is not among the restore's members", restore.member))
+        })?;
+        let restore_script = upstream::EtcdRestore {
+            id: restore.id.clone(),
+            name: restore.member.clone(),
+            address: own.1,
+            initial_cluster: initial_cluster_of(&restore.members),
+            token: cluster_token.to_owned(),
+            bump_revision: restore.bump_revision,
+        };
+        let command = upstream::receive_snapshot_command(&restore_script, Some(&restore.snapshot_sha256));
+        let output = self.shell.feed(host, &command, snapshot, TRANSFER).await;
+        let doing = "receiving the snapshot";
+        checked(host, doing, output.map_err(|e| e.context(doing))?)?;
+        let script = upstream::etcd_restore_script(&restore_script);
+        self.run(host, "restoring etcd's data", &script, TRANSFER).await.map(|_| ())
+    }
+
+    async fn etcd_restored(&self, host: &Host, restore: &EtcdRestore) -> PortResult<bool> {
+        let output = self.run(host, "looking for restored data", &upstream::probe_script(Role::Master), QUICK).await?;
+        let probe: Probe = serde_json::from_slice(&output.stdout).map_err(|e| {
+            PortError::new(ErrorCode::Invalid, format!("{} answered the probe with something else: {e}", host.name))
+        })?;
+        Ok(probe.restored.is_some_and(|r| r.id == restore.id))
+    }
+
+    async fn start(&self, host: &Host, service: Service) -> PortResult<()> {
+        let script = match service {
+            Service::Etcd => upstream::start_etcd_script(),
+            Service::ApiServer => upstream::start_apiserver_script(),
+            Service::Controllers => upstream::start_controllers_script(),
+            Service::Worker => upstream::start_worker_script(),
+        };
+        self.run(host, &format!("starting {}", service.units().join(" and ")), &script, QUICK).await.map(|_| ())
+    }
+}

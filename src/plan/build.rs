@@ -1,0 +1,161 @@
+use std::collections::BTreeMap;
+
+use super::draft::{Basis, Draft, Who, volume_name};
+use super::params::{EtcdStart, SecretsKeep};
+use super::{Plan, PlanError, Purpose};
+use crate::config::{MasterConfig, WorkerConfig};
+use crate::distribution::upstream::{EtcdState, Role};
+
+/// What is missing between what Git declares and what was observed. Refuses to found an empty cluster where data of this
+/// cluster exists: that is what `rebuild` is for.
+pub fn plan_build(basis: &Basis<'_>) -> Result<Plan, PlanError> {
+    let (cluster, inventory) = (basis.cluster, basis.inventory);
+    let names: Vec<String> =
+        cluster.masters.iter().map(|m| crate::distribution::server_name(cluster, &m.name)).collect();
+    let stay: BTreeMap<&str, &str> = inventory
+        .servers
+        .iter()
+        .filter_map(|s| Some((s.labels.get(super::NAME_LABEL)?.as_str(), s.location.as_str())))
+        .collect();
+    let state = etcd_state(basis, &names)?;
+    let mut draft = Draft::new(basis, &stay)?;
+
+    if !inventory.secrets_kept {
+        let params = SecretsKeep { from_snapshot: None };
+        let title = "make the cluster's CAs and keys and keep them, encrypted, in the bucket";
+        draft.add("secrets", &params, &[], title, "the bucket keeps none", 120);
+    }
+    draft.foundation();
+    let masters: Vec<&MasterConfig> =
+        cluster.masters.iter().filter(|m| !master_done(basis, m)).collect();
+    let workers: Vec<&WorkerConfig> =
+        cluster.workers.iter().filter(|w| !worker_done(basis, w)).collect();
+    let mut roles = Vec::new();
+    roles.extend((!masters.is_empty()).then_some(Role::Master));
+    roles.extend((!workers.is_empty()).then_some(Role::Worker));
+    draft.artifacts(&roles);
+    for master in &masters {
+        ensure_server(&mut draft, Who::Master(master), &master.name);
+    }
+    for worker in &workers {
+        ensure_server(&mut draft, Who::Worker(worker), &worker.name);
+    }
+    let etcd = EtcdStart { incarnation: basis.lineage.to_owned(), state };
+    for master in &masters {
+        let reason = reason(basis, &draft.full(&master.name));
+        draft.master(master, &etcd, &reason, |_, _| None);
+    }
+    if !masters.is_empty() {
+        draft.control_plane(&masters, "it is not ready", |_, _| {});
+    }
+    let asked = masters.first().or(cluster.masters.first().as_ref()).map(|m| draft.full(&m.name)).unwrap_or_default();
+    for worker in &workers {
+        let reason = reason(basis, &draft.full(&worker.name));
+        draft.worker(worker, &reason, &asked);
+    }
+    Ok(draft.finish(Purpose::Build))
+}
+
+fn ensure_server(draft: &mut Draft<'_>, who: Who<'_>, name: &str) {
+    let full = draft.full(name);
+    let complete = draft.basis.inventory.server(&full).is_some_and(|s| !s.private.is_empty());
+    if !complete {
+        let reason = match draft.basis.inventory.server(&full) {
+            None => "it does not exist",
+            Some(_) => "it is not attached to the network",
+        };
+        draft.server(who, reason, &[]);
+    }
+}
+
+fn reason(basis: &Basis<'_>, full: &str) -> String {
+    let inventory = basis.inventory;
+    match (inventory.server(full), inventory.silent.get(full), inventory.probes.get(full)) {
+        (None, ..) => format!("{full} does not exist"),
+        (_, Some(why), _) => format!("{full} did not answer: {why}"),
+        (_, _, Some(probe)) if probe.config_digest.is_none() => format!("{full} is not configured"),
+        (_, _, Some(probe)) if probe.config_digest.as_ref() != basis.digests.get(full) => {
+            format!("{full} was configured from something else than Git now declares")
+        }
+        _ => format!("{full} is not ready"),
+    }
+}
+
+fn configured(basis: &Basis<'_>, full: &str, units: &[&str]) -> bool {
+    let Some(probe) = basis.inventory.probes.get(full) else { return false };
+    basis.inventory.server(full).is_some_and(|s| !s.private.is_empty())
+        && probe.config_digest.is_some()
+        && probe.config_digest.as_ref() == basis.digests.get(full)
+        && units.iter().all(|u| probe.active_units.contains(*u))
+}
+
+fn master_done(basis: &Basis<'_>, master: &MasterConfig) -> bool {
+    let full = crate::distribution::server_name(basis.cluster, &master.name);
+    let units = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
+    configured(basis, &full, &units)
+        && basis.inventory.api_ready.contains(&full)
+        && basis.inventory.volume(&volume_name(basis.cluster, &master.name)).is_some_and(|v| v.server.is_some())
+}
+
+fn worker_done(basis: &Basis<'_>, worker: &WorkerConfig) -> bool {
+    let full = crate::distribution::server_name(basis.cluster, &worker.name);
+    configured(basis, &full, &["kubelet", "kube-proxy"]) && basis.inventory.ready_nodes.contains(&full)
+}
+
+/// Whether etcd founds a cluster or continues one; an error where either would lose data.
+fn etcd_state(basis: &Basis<'_>, masters: &[String]) -> Result<EtcdState, PlanError> {
+    let inventory = basis.inventory;
+    let exists = masters.iter().any(|m| inventory.server(m).is_some());
+    if !exists && let Some(newest) = inventory.snapshots.first() {
+        return Err(PlanError::DataExists {
+            reason: format!(
+                "no master of this cluster exists, but the bucket has {} of its snapshots (newest {})",
+                inventory.snapshots.len(),
+                newest.id
+            ),
+        });
+    }
+    let volumes: Vec<&str> = basis
+        .cluster
+        .masters
+        .iter()
+        .filter_map(|m| inventory.volume(&volume_name(basis.cluster, &m.name)))
+        .filter(|v| v.server.is_none())
+        .map(|v| v.name.as_str())
+        .collect();
+    let with_data: Vec<&String> =
+        masters.iter().filter(|m| inventory.probes.get(*m).is_some_and(|p| p.etcd_data)).collect();
+    if inventory.quorum {
+        return match masters.iter().find(|m| !with_data.contains(m) && !volume_of(basis, m, &volumes)) {
+            Some(without) => Err(PlanError::Unbuildable {
+                reason: format!("etcd has a majority, but {without} has neither data nor a volume with it"),
+                hint: "nothing was touched; replacing one member of a living cluster is not in this version yet".into(),
+            }),
+            None => Ok(EtcdState::Existing),
+        };
+    }
+    if with_data.len() == masters.len() {
+        return Ok(EtcdState::Existing);
+    }
+    if with_data.is_empty() && volumes.is_empty() {
+        return Ok(EtcdState::New);
+    }
+    Err(PlanError::Unbuildable {
+        reason: format!(
+            "etcd has no majority, and only a part of the masters is known to have its data (with data: {with_data:?}, \
+             unattached volumes: {volumes:?})"
+        ),
+        hint: "nothing was touched; continue an interrupted build with `hk-dr resume`, or bring the cluster back with \
+               `hk-dr rebuild`"
+            .into(),
+    })
+}
+
+fn volume_of(basis: &Basis<'_>, full: &str, unattached: &[&str]) -> bool {
+    basis
+        .cluster
+        .masters
+        .iter()
+        .filter(|m| crate::distribution::server_name(basis.cluster, &m.name) == full)
+        .any(|m| unattached.contains(&volume_name(basis.cluster, &m.name).as_str()))
+}

@@ -1,0 +1,374 @@
+//! What build and rebuild have in common: the parts of a cluster as steps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+
+use super::params::{
+    ApiStart, ArtifactMirror, BinariesInstall, ControllersStart, EtcdAgree, EtcdMount, EtcdStart, EtcdStartStep,
+    MachineReady, MasterConfigure, NetworkCreate, NodeReady, Params, PlacementGroupCreate, ServerCreate, SshKeyCreate,
+    VolumeProvide, WorkerConfigure, WorkerStart,
+};
+use super::placement::place;
+use super::{Inventory, PLAN_FORMAT, Plan, PlanError, Purpose, Step};
+use crate::config::{Cluster, MasterConfig, WorkerConfig};
+use crate::distribution::server_name;
+use crate::distribution::upstream::{Role, needed};
+use crate::ports::{Binary, Labels};
+
+/// Label with the run that founded or last rebuilt the cluster: tells its resources from those of a life before.
+pub const LINEAGE_LABEL: &str = "hk-dr/lineage";
+/// Label with the role of a server.
+pub const ROLE_LABEL: &str = "hk-dr/role";
+/// Label with the short name from `cluster.yaml`.
+pub const NAME_LABEL: &str = "hk-dr/name";
+/// Label that everything of a cluster carries. Nothing without it is ever changed or deleted.
+pub const OWNER_LABEL: &str = "hk-dr/cluster";
+
+/// What a plan is made from.
+#[derive(Debug, Clone)]
+pub struct Basis<'a> {
+    pub cluster: &'a Cluster,
+    pub inventory: &'a Inventory,
+    /// Pinned version and SHA-256 of everything servers install, by name.
+    pub pins: &'a BTreeMap<String, (String, String)>,
+    pub ssh_public_key: &'a str,
+    /// What each server's configuration digest should be, by server name; empty when the secrets are not known yet.
+    pub digests: &'a BTreeMap<String, String>,
+    /// Id of the new plan.
+    pub plan_id: &'a str,
+    /// The plan that this one replaces.
+    pub parent: Option<&'a str>,
+    /// See [`LINEAGE_LABEL`].
+    pub lineage: &'a str,
+    pub now: Timestamp,
+    /// Locations that answered that they have no capacity.
+    pub unavailable: &'a BTreeSet<String>,
+}
+
+/// A plan being drawn.
+pub(super) struct Draft<'a> {
+    pub basis: &'a Basis<'a>,
+    pub findings: Vec<String>,
+    pub locations: BTreeMap<String, String>,
+    steps: Vec<Step>,
+}
+
+impl<'a> Draft<'a> {
+    /// Chooses locations; servers in `stay` keep theirs.
+    pub fn new(basis: &'a Basis<'a>, stay: &BTreeMap<&str, &str>) -> Result<Self, PlanError> {
+        let cluster = basis.cluster;
+        if !basis.inventory.foreign.is_empty() {
+            return Err(PlanError::Foreign(basis.inventory.foreign.clone()));
+        }
+        let masters: Vec<_> = cluster.masters.iter().map(|m| (m.name.as_str(), m.location.as_str())).collect();
+        let workers: Vec<_> = cluster.workers.iter().map(|w| (w.name.as_str(), w.location.as_str())).collect();
+        let mut findings = Vec::new();
+        let mut locations = BTreeMap::new();
+        for wanted in [masters, workers] {
+            for (name, location) in place(&wanted, stay, &cluster.fallback_locations, basis.unavailable)? {
+                let declared = wanted.iter().find(|(n, _)| *n == name).map_or(location, |(_, l)| l);
+                if declared != location {
+                    findings.push(format!("{name} goes to {location}: {declared} has no capacity"));
+                }
+                locations.insert(name.to_owned(), location.to_owned());
+            }
+        }
+        Ok(Self { basis, findings, locations, steps: Vec::new() })
+    }
+
+    /// Adds a step. Needs that are no step of this plan are true already and are left out.
+    pub fn add<P: Params>(
+        &mut self,
+        id: impl Into<String>,
+        params: &P,
+        needs: &[&str],
+        title: impl Into<String>,
+        reason: impl Into<String>,
+        deadline_seconds: u32,
+    ) {
+        let needs = needs.iter().filter(|n| self.has(n)).map(|n| (*n).to_owned()).collect();
+        self.steps.push(Step {
+            id: id.into(),
+            kind: P::KIND.into(),
+            version: P::VERSION,
+            params: serde_json::to_value(params).unwrap_or_default(),
+            needs,
+            title: title.into(),
+            reason: reason.into(),
+            deadline_seconds,
+        });
+    }
+
+    /// Whether the plan has this step.
+    pub fn has(&self, id: &str) -> bool {
+        self.steps.iter().any(|s| s.id == id)
+    }
+
+    /// Full name of a server.
+    pub fn full(&self, name: &str) -> String {
+        server_name(self.basis.cluster, name)
+    }
+
+    /// Labels of every resource of this life of the cluster.
+    pub fn labels(&self) -> Labels {
+        Labels::from([
+            (OWNER_LABEL.into(), self.basis.cluster.name.clone()),
+            (LINEAGE_LABEL.into(), self.basis.lineage.into()),
+        ])
+    }
+
+    /// Pinned binaries that the bucket lacks.
+    pub fn artifacts(&mut self, roles: &[Role]) {
+        for role in roles {
+            for item in needed(self.basis.cluster, *role) {
+                let Some((version, sha256)) = self.basis.pins.get(&item.name) else { continue };
+                let id = format!("artifact/{}", item.name);
+                if self.basis.inventory.mirrored.contains(sha256) || self.has(&id) {
+                    continue;
+                }
+                let params =
+                    ArtifactMirror { name: item.name.clone(), version: version.clone(), sha256: sha256.clone() };
+                let title = format!("copy {} {version} into the bucket", item.name);
+                self.add(id, &params, &[], title, "servers install from the bucket, which lacks it", 900);
+            }
+        }
+    }
+
+    /// Network, placement group and SSH key.
+    pub fn foundation(&mut self) {
+        let (cluster, inventory) = (self.basis.cluster, self.basis.inventory);
+        let labels = self.labels();
+        if inventory.network.is_none() {
+            let params = NetworkCreate {
+                name: cluster.name.clone(),
+                range: cluster.network.range.clone(),
+                subnet: cluster.network.subnet.clone(),
+                zone: cluster.network.zone.clone(),
+                labels: labels.clone(),
+            };
+            let title = format!("create network {} ({})", cluster.name, cluster.network.range);
+            self.add("network", &params, &[], title, "it does not exist", 120);
+        }
+        if inventory.placement_group.is_none() {
+            let params = PlacementGroupCreate { name: placement_group(cluster), labels: labels.clone() };
+            let title = format!("create placement group {}", params.name);
+            self.add("placement-group", &params, &[], title, "it does not exist", 120);
+        }
+        if inventory.ssh_key.is_none() {
+            let params =
+                SshKeyCreate { name: cluster.name.clone(), public_key: self.basis.ssh_public_key.into(), labels };
+            self.add("ssh-key", &params, &[], "register the cluster's SSH key", "it is not registered", 120);
+        }
+    }
+
+    /// A server, until it answers. `after` are steps that must be done before it may exist.
+    pub fn server(&mut self, who: Who<'_>, reason: &str, after: &[&str]) {
+        let (cluster, full) = (self.basis.cluster, self.full(who.name()));
+        let mut labels = self.labels();
+        labels.insert(ROLE_LABEL.into(), who.role().into());
+        labels.insert(NAME_LABEL.into(), who.name().into());
+        let location = self.locations.get(who.name()).cloned().unwrap_or_default();
+        let params = ServerCreate {
+            name: full.clone(),
+            server_type: who.server_type().into(),
+            image: cluster.image.clone(),
+            location: location.clone(),
+            network: cluster.name.clone(),
+            address: who.address(),
+            placement_group: matches!(who, Who::Master(_)).then(|| placement_group(cluster)),
+            ssh_key: cluster.name.clone(),
+            labels,
+        };
+        let needs: Vec<&str> = ["network", "placement-group", "ssh-key"].into_iter().chain(after.iter().copied()).collect();
+        let title = format!("create server {full} in {location}");
+        self.add(format!("server/{full}"), &params, &needs, title, reason, 300);
+    }
+
+    /// Everything on one master up to etcd's start. `restore` adds the step that fills the volume and returns its id.
+    pub fn master(
+        &mut self,
+        master: &MasterConfig,
+        etcd: &EtcdStart,
+        reason: &str,
+        restore: impl FnOnce(&mut Self, &[&str]) -> Option<String>,
+    ) {
+        let full = self.full(&master.name);
+        let volume = volume_name(self.basis.cluster, &master.name);
+        let (server_id, ready_id) = (format!("server/{full}"), format!("ready/{full}"));
+        let (volume_id, mount_id) = (format!("volume/{volume}"), format!("mount/{full}"));
+        let (configure_id, etcd_binaries) = (format!("configure/{full}"), format!("binaries-etcd/{full}"));
+        let attached = self.basis.inventory.volume(&volume).is_some_and(|v| v.server.is_some() && !self.has(&server_id));
+        if !attached {
+            let mut labels = self.labels();
+            labels.insert(NAME_LABEL.into(), master.name.clone());
+            let params = VolumeProvide {
+                name: volume.clone(),
+                size_gb: master.etcd_volume_gb,
+                location: self.locations.get(&master.name).cloned().unwrap_or_default(),
+                server: full.clone(),
+                labels,
+            };
+            let title = format!("create volume {volume} and attach it to {full}");
+            let retired = format!("retire/{volume}");
+            self.add(&volume_id, &params, &[&server_id, &retired], title, reason, 180);
+        }
+        self.ready(&full, reason);
+        self.binaries(&etcd_binaries, &full, Role::Master, |name| name.starts_with("etcd"), &[&ready_id]);
+        let params = MasterConfigure {
+            server: full.clone(),
+            master: master.name.clone(),
+            volume: volume.clone(),
+            etcd: etcd.clone(),
+        };
+        let needs = [ready_id.as_str(), &volume_id, "secrets"];
+        self.add(&configure_id, &params, &needs, format!("configure {full}"), reason, 120);
+        let params = EtcdMount { server: full.clone(), volume };
+        self.add(&mount_id, &params, &[&configure_id], format!("mount etcd's volume on {full}"), reason, 120);
+        let restored = restore(self, &[&mount_id, &etcd_binaries]);
+        let needs = [configure_id.as_str(), &mount_id, &etcd_binaries, restored.as_deref().unwrap_or_default()];
+        let params = EtcdStartStep { server: full.clone() };
+        self.add(format!("etcd/{full}"), &params, &needs, format!("start etcd on {full}"), reason, 60);
+        // etcd's binaries go first: they are small, and everything waits for etcd.
+        let control = format!("binaries-control-plane/{full}");
+        self.binaries(&control, &full, Role::Master, |name| name.starts_with("kube"), &[&ready_id, &etcd_binaries]);
+    }
+
+    /// Waits for etcd's members, then starts the API server on each of `masters`. `then` adds what must be done between
+    /// the first API server and the controllers.
+    pub fn control_plane(&mut self, masters: &[&MasterConfig], reason: &str, then: impl FnOnce(&mut Self, &str)) {
+        let cluster = self.basis.cluster;
+        let servers = cluster.masters.iter().map(|m| (m.name.clone(), self.full(&m.name))).collect();
+        let etcds: Vec<String> = cluster.masters.iter().map(|m| format!("etcd/{}", self.full(&m.name))).collect();
+        let needs: Vec<&str> = etcds.iter().map(String::as_str).collect();
+        let title = "wait until all etcd members agree on the hash of all data";
+        self.add("etcd-agree", &EtcdAgree { servers }, &needs, title, "the API must not serve before", 180);
+        for master in masters {
+            let full = self.full(&master.name);
+            let control = format!("binaries-control-plane/{full}");
+            let params = ApiStart { server: full.clone() };
+            let title = format!("start the API server on {full}");
+            self.add(format!("api/{full}"), &params, &["etcd-agree", &control], title, reason, 180);
+        }
+        if let Some(first) = masters.first() {
+            then(self, &self.full(&first.name));
+        }
+        for master in masters {
+            let full = self.full(&master.name);
+            let params = ControllersStart { server: full.clone() };
+            let title = format!("start controller manager and scheduler on {full}");
+            let needs = [format!("api/{full}"), "clean".to_owned()];
+            let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
+            self.add(format!("controllers/{full}"), &params, &needs, title, reason, 60);
+        }
+    }
+
+    /// Everything on one worker until its Node is ready. `master` is the server whose API server is asked.
+    pub fn worker(&mut self, worker: &WorkerConfig, reason: &str, master: &str) {
+        let full = self.full(&worker.name);
+        let (ready_id, binaries_id) = (format!("ready/{full}"), format!("binaries/{full}"));
+        let (configure_id, start_id) = (format!("configure/{full}"), format!("worker/{full}"));
+        self.ready(&full, reason);
+        self.binaries(&binaries_id, &full, Role::Worker, |_| true, &[&ready_id]);
+        let params = WorkerConfigure { server: full.clone(), worker: worker.name.clone() };
+        let needs = [ready_id.as_str(), &binaries_id, "secrets"];
+        self.add(&configure_id, &params, &needs, format!("configure {full} and load its images"), reason, 300);
+        let api = format!("api/{master}");
+        let params = WorkerStart { server: full.clone() };
+        let needs = [configure_id.as_str(), &api, "clean"];
+        self.add(&start_id, &params, &needs, format!("start kubelet and proxy on {full}"), reason, 60);
+        let params =
+            NodeReady { node: full.clone(), master_server: master.to_owned(), labels: worker.labels.clone() };
+        let title = format!("wait until node {full} is ready");
+        self.add(format!("node/{full}"), &params, &[&start_id, &api], title, reason, 240);
+    }
+
+    fn ready(&mut self, full: &str, reason: &str) {
+        let params = MachineReady { server: full.to_owned() };
+        let server = format!("server/{full}");
+        let title = format!("wait until {full} answers with its pinned host key");
+        self.add(format!("ready/{full}"), &params, &[&server], title, reason, 300);
+    }
+
+    fn binaries(&mut self, id: &str, full: &str, role: Role, choose: impl Fn(&str) -> bool, needs: &[&str]) {
+        let mut binaries = Vec::new();
+        let mut needs: Vec<String> = needs.iter().map(|n| (*n).to_owned()).collect();
+        for item in needed(self.basis.cluster, role).into_iter().filter(|item| choose(&item.name)) {
+            let Some((_, sha256)) = self.basis.pins.get(&item.name) else { continue };
+            needs.push(format!("artifact/{}", item.name));
+            binaries.push(Binary { name: item.name, sha256: sha256.clone(), path: item.path, mode: item.mode });
+        }
+        let names: Vec<_> = binaries.iter().map(|b| b.name.as_str()).collect();
+        let title = format!("install {} on {full}", names.join(", "));
+        let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
+        let params = BinariesInstall { server: full.to_owned(), binaries };
+        self.add(id, &params, &needs, title, "by digest, from the bucket", 900);
+    }
+
+    /// The finished plan.
+    pub fn finish(self, purpose: Purpose) -> Plan {
+        let basis = self.basis;
+        Plan {
+            format: PLAN_FORMAT,
+            id: basis.plan_id.to_owned(),
+            cluster: basis.cluster.name.clone(),
+            purpose,
+            lineage: basis.lineage.to_owned(),
+            parent: basis.parent.map(str::to_owned),
+            created_at: basis.now,
+            inputs_digest: digest(basis),
+            steps: self.steps,
+            findings: self.findings,
+        }
+    }
+}
+
+/// A server that is declared.
+#[derive(Clone, Copy)]
+pub(super) enum Who<'a> {
+    Master(&'a MasterConfig),
+    Worker(&'a WorkerConfig),
+}
+
+impl Who<'_> {
+    fn name(&self) -> &str {
+        match self {
+            Self::Master(m) => &m.name,
+            Self::Worker(w) => &w.name,
+        }
+    }
+    fn role(&self) -> &'static str {
+        match self {
+            Self::Master(_) => "master",
+            Self::Worker(_) => "worker",
+        }
+    }
+    fn server_type(&self) -> &str {
+        match self {
+            Self::Master(m) => &m.server_type,
+            Self::Worker(w) => &w.server_type,
+        }
+    }
+    fn address(&self) -> std::net::Ipv4Addr {
+        match self {
+            Self::Master(m) => m.address,
+            Self::Worker(w) => w.address,
+        }
+    }
+}
+
+/// Name of the volume that holds a master's etcd data.
+pub(super) fn volume_name(cluster: &Cluster, master: &str) -> String {
+    format!("{}-{master}-etcd", cluster.name)
+}
+
+fn placement_group(cluster: &Cluster) -> String {
+    format!("{}-masters", cluster.name)
+}
+
+fn digest(basis: &Basis<'_>) -> String {
+    // Plain values: they can't fail to become JSON.
+    let inputs = serde_json::json!({"cluster": basis.cluster, "inventory": basis.inventory, "pins": basis.pins});
+    Sha256::digest(inputs.to_string()).iter().map(|b| format!("{b:02x}")).collect()
+}
