@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use super::cloud::{Cloud, Options};
 use crate::backend::{Backend, BackendError, Effect, MachineSpec, Metadata};
@@ -15,6 +16,7 @@ use crate::backend::{Backend, BackendError, Effect, MachineSpec, Metadata};
 #[derive(Debug, Default)]
 pub struct FakeBackend {
     inner: Mutex<Inner>,
+    held: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -24,9 +26,8 @@ struct Inner {
     /// Messages by the effect's first word; each fails once.
     failures: BTreeMap<String, String>,
     metadata: BTreeMap<u64, Metadata>,
-    /// How many effects run now, and how many ran at once at most.
+    /// How many effects run now.
     running: usize,
-    running_max: usize,
 }
 
 impl FakeBackend {
@@ -49,9 +50,19 @@ impl FakeBackend {
         self.inner().effects.clone()
     }
 
-    /// How many effects ran at the same time at most.
-    pub fn running_max(&self) -> usize {
-        self.inner().running_max
+    /// Lets no effect end until `release`.
+    pub fn hold(&self) {
+        self.held.send_replace(true);
+    }
+
+    /// Lets effects end again.
+    pub fn release(&self) {
+        self.held.send_replace(false);
+    }
+
+    /// How many effects run now.
+    pub fn running(&self) -> usize {
+        self.inner().running
     }
 
     /// What the machine's metadata service was told.
@@ -68,10 +79,11 @@ impl FakeBackend {
             let mut inner = self.inner();
             inner.effects.push(format!("{effect} {rest}"));
             inner.running += 1;
-            inner.running_max = inner.running_max.max(inner.running);
             inner.latency
         };
         tokio::time::sleep(latency).await;
+        // An error would mean that the sender is gone, but it lives as long as `self`.
+        let _ = self.held.subscribe().wait_for(|held| !held).await;
         let mut inner = self.inner();
         inner.running -= 1;
         inner.failures.remove(effect).map_or(Ok(()), |message| Err(BackendError(message)))

@@ -1,0 +1,14 @@
+//! The emulated API over HTTP, with a fake backend: no machine is booted, no root is needed. Every answer is also held
+//! against the published OpenAPI document where that is to be had.
+
+mod client;
+mod document;
+mod faults;
+mod keys_and_groups;
+mod lists;
+mod metadata;
+mod networks;
+mod protocol;
+mod servers;
+mod tour;
+mod volumes;
