@@ -1,0 +1,213 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use tokio::sync::mpsc;
+
+use super::agree::{Agreement, agree};
+use super::manifest::{FORMAT, Manifest, Sealed};
+use super::seal::{self, Compression, Inspected, Stored};
+use super::{Recipients, layout, pack, require};
+use crate::ports::{
+    ByteStream, Clock, ErrorCode, Etcd, ObjectStore, PortError, PortResult, PutCondition, RecoverySet, Upload,
+};
+
+/// Silence of the member in the middle of its snapshot.
+const SILENCE_DEADLINE: Duration = Duration::from_secs(60);
+/// Pieces of the stream between two stages; etcd sends 32 KiB each.
+const QUEUE: usize = 32;
+/// How long an abort may take: the error it follows must get out.
+const ABORT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What a snapshot is taken of, from and to.
+pub struct TakeRequest<'a> {
+    pub cluster: &'a str,
+    pub etcd: &'a dyn Etcd,
+    pub store: &'a dyn ObjectStore,
+    pub recipients: &'a Recipients,
+    pub recovery: &'a RecoverySet,
+    /// Paths without which the recovery set is incomplete.
+    pub required: &'a [&'a str],
+    pub git_commit: Option<String>,
+    pub clock: &'a dyn Clock,
+    pub compression: Compression,
+    pub progress: &'a Progress,
+}
+
+/// How far it is; read by whoever shows it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    read_bytes: AtomicU64,
+    stored_bytes: AtomicU64,
+    expected_bytes: AtomicU64,
+}
+
+impl Progress {
+    /// Bytes that came from etcd.
+    pub fn read_bytes(&self) -> u64 {
+        self.read_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that were handed to the bucket.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that etcd is expected to send, once the source is known.
+    pub fn expected_bytes(&self) -> u64 {
+        self.expected_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// A snapshot that was taken.
+#[derive(Debug, Clone)]
+pub struct Taken {
+    pub manifest: Manifest,
+    /// The manifest's key in the bucket.
+    pub manifest_key: String,
+}
+
+/// Takes a snapshot: compares the members, streams one of them through check, compression and encryption into the bucket,
+/// stores the recovery set beside it, and writes the manifest last. Whatever fails before that leaves no snapshot.
+pub async fn take(request: &TakeRequest<'_>) -> PortResult<Taken> {
+    require(request.recovery, request.required)?;
+    let taken_at = request.clock.now();
+    let packed = pack(request.recovery, taken_at)?;
+    let agreement = agree(request.etcd).await?;
+    let source = &agreement.source;
+    request.progress.expected_bytes.store(u64::try_from(source.db_size_bytes).unwrap_or_default(), Ordering::Relaxed);
+
+    let nonce = seal::hex(&rand::random::<[u8; 4]>());
+    let stream_key = layout::stream_key(request.cluster, taken_at, &nonce);
+    // The bucket is asked first: if it is gone, etcd need not read its whole file.
+    let mut upload = request.store.upload(&stream_key).await?;
+    let (inspected, stored) = match stream(request, &agreement, upload.as_mut()).await {
+        Ok(done) => done,
+        Err(failed) => {
+            let aborted = tokio::time::timeout(ABORT_DEADLINE, upload.abort()).await;
+            let failed = failed.context("the snapshot was not taken");
+            return Err(match aborted {
+                Ok(Ok(())) => failed,
+                _ => failed.hint(format!("the unfinished upload of {stream_key} could not be aborted: remove it")),
+            });
+        }
+    };
+    upload.complete(PutCondition::Absent).await?;
+    let finished_at = request.clock.now();
+
+    let summary = &inspected.summary;
+    let id = layout::snapshot_id(taken_at, summary.revision);
+    let recovery = {
+        let (sealed, stored) = seal::seal_small(&packed, request.recipients)?;
+        let key = layout::beside(request.cluster, &id, layout::RECOVERY);
+        request.store.put(&key, sealed, PutCondition::Absent).await?;
+        use sha2::Digest;
+        Sealed {
+            key,
+            plain_bytes: packed.len() as u64,
+            plain_sha256: seal::hex(&sha2::Sha256::digest(&packed)),
+            stored_bytes: stored.bytes,
+            stored_sha256: stored.sha256,
+        }
+    };
+    let manifest = Manifest {
+        format: FORMAT,
+        id: id.clone(),
+        cluster: request.cluster.to_owned(),
+        taken_at,
+        finished_at,
+        source_member: source.name.clone(),
+        etcd_version: source.version.clone(),
+        etcd_cluster_id: format!("{:x}", source.cluster_id),
+        revision: summary.revision,
+        compact_revision: summary.compact_revision,
+        keys: summary.keys,
+        versions: summary.versions,
+        etcd: Sealed {
+            key: stream_key,
+            plain_bytes: inspected.bytes,
+            plain_sha256: inspected.sha256.clone(),
+            stored_bytes: stored.bytes,
+            stored_sha256: stored.sha256,
+        },
+        recovery,
+        recipients: request.recipients.names(),
+        git_commit: request.git_commit.clone(),
+        hash_kv: agreement.check.clone(),
+        hk_dr_version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let manifest_key = layout::beside(request.cluster, &id, layout::MANIFEST);
+    let text = serde_json::to_vec_pretty(&manifest)
+        .map_err(|e| PortError::new(ErrorCode::Invalid, format!("write the manifest: {e}")))?;
+    request.store.put(&manifest_key, Bytes::from(text), PutCondition::Absent).await?;
+    Ok(Taken { manifest, manifest_key })
+}
+
+/// Runs the stages side by side until the stream's end. The first cause is the error that is returned.
+async fn stream(
+    request: &TakeRequest<'_>,
+    agreement: &Agreement,
+    upload: &mut dyn Upload,
+) -> PortResult<(Inspected, Stored)> {
+    let member = &agreement.source.name;
+    let source = request.etcd.snapshot(member).await?;
+    let (to_inspect, from_etcd) = mpsc::channel(QUEUE);
+    let (to_seal, from_inspect) = std::sync::mpsc::sync_channel(QUEUE);
+    let (to_upload, from_seal) = mpsc::channel(1);
+    let compact_hint = agreement.compact_revision;
+    let inspecting = tokio::task::spawn_blocking(move || seal::inspect(from_etcd, &to_seal, compact_hint));
+    let (recipients, compression) = (request.recipients.clone(), request.compression);
+    let sealing = tokio::task::spawn_blocking(move || seal::seal(&from_inspect, &recipients, compression, to_upload));
+
+    let (received, sent) =
+        tokio::join!(receive(member, source, to_inspect, request.progress), send(from_seal, upload, request.progress));
+    // A stage that stops drops its ends of the queues, so its neighbours stop too: both tasks end by themselves.
+    let died =
+        |e: tokio::task::JoinError| PortError::new(ErrorCode::Local, format!("a stage of the snapshot died: {e}"));
+    let (inspected, sealed) = (inspecting.await.map_err(died)?, sealing.await.map_err(died)?);
+    received?;
+    sent?;
+    Ok((inspected?, sealed?))
+}
+
+async fn receive(
+    member: &str,
+    mut source: ByteStream,
+    to_inspect: mpsc::Sender<Bytes>,
+    progress: &Progress,
+) -> PortResult<()> {
+    loop {
+        let next = tokio::time::timeout(SILENCE_DEADLINE, source.next()).await.map_err(|_| {
+            let message = format!("etcd member {member} went silent for {} s", SILENCE_DEADLINE.as_secs());
+            PortError::new(ErrorCode::Timeout, message).hint("nothing was kept; take the snapshot again")
+        })?;
+        match next {
+            None => return Ok(()),
+            Some(Err(broken)) => {
+                let hint =
+                    broken.hint.clone().unwrap_or_else(|| "nothing was kept; take the snapshot again".to_owned());
+                let bytes = progress.read_bytes();
+                return Err(broken
+                    .context(format!("the snapshot stream of member {member} broke after {bytes} bytes"))
+                    .hint(hint));
+            }
+            Some(Ok(chunk)) => {
+                progress.read_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                if to_inspect.send(chunk).await.is_err() {
+                    // The next stage stopped and says why.
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+async fn send(mut from_seal: mpsc::Receiver<Bytes>, upload: &mut dyn Upload, progress: &Progress) -> PortResult<()> {
+    while let Some(part) = from_seal.recv().await {
+        let bytes = part.len() as u64;
+        upload.part(part).await?;
+        progress.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! Opening what was sealed: one pass, digests checked on the way, bounded memory.
+
+use std::io::{self, Read};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use super::Identities;
+use super::manifest::Sealed;
+use super::seal::hex;
+use crate::ports::{ByteStream, ErrorCode, ObjectStore, PortError, PortResult};
+
+/// Plain bytes handed on at once.
+const BLOCK_BYTES: usize = 256 << 10;
+/// Pieces of the object between the bucket and the decryption.
+const QUEUE: usize = 16;
+
+/// Opens an object as a stream of plain bytes. The last item is an error if a digest or a length is not the manifest's:
+/// whoever consumes the stream must not trust it before its end.
+pub(super) async fn open(
+    store: &dyn ObjectStore,
+    sealed: &Sealed,
+    recipients: &[String],
+    identities: &Identities,
+) -> PortResult<ByteStream> {
+    let name = store.name();
+    let info = store.head(&sealed.key).await.map_err(|e| match e.code {
+        ErrorCode::NotFound => damaged(&name, &sealed.key, "it is missing, though the manifest names it"),
+        _ => e,
+    })?;
+    if info.size_bytes != sealed.stored_bytes {
+        let how = if info.size_bytes < sealed.stored_bytes { "truncated" } else { "longer than it was" };
+        let what = format!("it is {how}: {} bytes, the manifest says {}", info.size_bytes, sealed.stored_bytes);
+        return Err(damaged(&name, &sealed.key, &what));
+    }
+    let mut body = store.stream(&sealed.key, 0).await?;
+    let (to_open, from_store) = mpsc::channel::<PortResult<Bytes>>(QUEUE);
+    let (to_reader, from_open) = mpsc::channel::<PortResult<Bytes>>(QUEUE);
+    tokio::spawn(async move {
+        while let Some(chunk) = body.next().await {
+            let failed = chunk.is_err();
+            if to_open.send(chunk).await.is_err() || failed {
+                return;
+            }
+        }
+    });
+    let opener = Opener {
+        store: name,
+        sealed: sealed.clone(),
+        recipients: recipients.to_vec(),
+        identities: identities.clone(),
+        out: to_reader,
+    };
+    tokio::task::spawn_blocking(move || opener.run(from_store));
+    Ok(Box::pin(futures::stream::unfold(from_open, |mut queue| async { queue.recv().await.map(|item| (item, queue)) })))
+}
+
+fn damaged(store: &str, key: &str, what: &str) -> PortError {
+    PortError::new(ErrorCode::Corrupt, format!("{key} in {store} cannot be used: {what}"))
+        .hint("nothing was changed; use another snapshot (`hk-dr snapshot list`) or a copy of this object")
+}
+
+struct Opener {
+    store: String,
+    sealed: Sealed,
+    recipients: Vec<String>,
+    identities: Identities,
+    out: mpsc::Sender<PortResult<Bytes>>,
+}
+
+impl Opener {
+    fn run(self, input: mpsc::Receiver<PortResult<Bytes>>) {
+        if let Err(failed) = self.open(input) {
+            // A reader that has gone needs no error.
+            let _ = self.out.blocking_send(Err(failed));
+        }
+    }
+
+    fn open(&self, input: mpsc::Receiver<PortResult<Bytes>>) -> PortResult<()> {
+        let mut stored = Incoming { input, chunk: Bytes::new(), digest: Sha256::new(), bytes: 0, failed: None };
+        let opened = self.pass(&mut stored);
+        if let Some(failed) = stored.failed.take() {
+            return Err(failed);
+        }
+        let plain_digest = opened?;
+        // age and zstd stop where their formats end; what the object has beyond that still belongs to its digest.
+        io::copy(&mut stored, &mut io::sink()).map_err(|e| stored.failed.take().unwrap_or_else(|| self.bad(&e)))?;
+        if hex(&stored.digest.finalize()) != self.sealed.stored_sha256 {
+            return Err(damaged(&self.store, &self.sealed.key, "its SHA-256 is not the manifest's"));
+        }
+        match plain_digest {
+            Some(digest) if digest != self.sealed.plain_sha256 => {
+                Err(damaged(&self.store, &self.sealed.key, "the SHA-256 of its content is not the manifest's"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Decrypts, decompresses and hands on. Returns the digest of the plain bytes, or nothing if the reader has gone.
+    fn pass(&self, stored: &mut Incoming) -> PortResult<Option<String>> {
+        let decryptor = age::Decryptor::new_buffered(io::BufReader::with_capacity(64 << 10, &mut *stored))
+            .map_err(|e| self.header(&e))?;
+        let plain = decryptor.decrypt(self.identities.keys()).map_err(|e| self.header(&e))?;
+        let mut plain = zstd::Decoder::new(plain).map_err(|e| self.bad(&e))?;
+        let mut digest = Sha256::new();
+        let mut bytes = 0;
+        loop {
+            let mut block = vec![0; BLOCK_BYTES];
+            let mut filled = 0;
+            while filled < block.len() {
+                match plain.read(&mut block[filled..]) {
+                    Ok(0) => break,
+                    Ok(read) => filled += read,
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) => return Err(self.bad(&e)),
+                }
+            }
+            block.truncate(filled);
+            if block.is_empty() {
+                break;
+            }
+            bytes += filled as u64;
+            if bytes > self.sealed.plain_bytes {
+                return Err(damaged(&self.store, &self.sealed.key, "its content is longer than the manifest says"));
+            }
+            digest.update(&block);
+            if self.out.blocking_send(Ok(Bytes::from(block))).is_err() {
+                return Ok(None);
+            }
+        }
+        if bytes != self.sealed.plain_bytes {
+            let what = format!("its content has {bytes} bytes, the manifest says {}", self.sealed.plain_bytes);
+            return Err(damaged(&self.store, &self.sealed.key, &what));
+        }
+        Ok(Some(hex(&digest.finalize())))
+    }
+
+    /// age can't tell a wrong key from a damaged header; the manifest's list of recipients can.
+    fn header(&self, error: &age::DecryptError) -> PortError {
+        if matches!(error, age::DecryptError::NoMatchingKeys) && !self.identities.open_one_of(&self.recipients) {
+            return self.identities.refused(&self.sealed.key, &self.recipients);
+        }
+        damaged(&self.store, &self.sealed.key, &format!("its age header is damaged ({error})"))
+    }
+
+    fn bad(&self, error: &io::Error) -> PortError {
+        damaged(&self.store, &self.sealed.key, &format!("it does not decrypt and decompress ({error})"))
+    }
+}
+
+/// The object's bytes as a blocking reader that hashes what passes.
+struct Incoming {
+    input: mpsc::Receiver<PortResult<Bytes>>,
+    chunk: Bytes,
+    digest: Sha256,
+    bytes: u64,
+    /// The bucket's error, which the formats in between can only carry as text.
+    failed: Option<PortError>,
+}
+
+impl Read for Incoming {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.chunk.is_empty() {
+            match self.input.blocking_recv() {
+                None => return Ok(0),
+                Some(Ok(chunk)) => self.chunk = chunk,
+                Some(Err(failed)) => {
+                    self.failed = Some(failed);
+                    return Err(io::Error::other("the bucket failed"));
+                }
+            }
+        }
+        let taken = buffer.len().min(self.chunk.len());
+        let now = self.chunk.split_to(taken);
+        buffer[..taken].copy_from_slice(&now);
+        self.digest.update(&now);
+        self.bytes += taken as u64;
+        Ok(taken)
+    }
+}

@@ -1,0 +1,185 @@
+//! What every bucket promises, run on each implementation.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use secrecy::ExposeSecret;
+
+use super::versitygw::{VersityGw, pinned_binary};
+use super::{DirStore, Fault, MemoryStore, Operation, S3Store};
+use crate::ports::{ErrorCode, ObjectStore, PortError, PutCondition};
+
+async fn read_all(store: &dyn ObjectStore, key: &str, offset: u64) -> Vec<u8> {
+    let chunks: Vec<Bytes> = store.stream(key, offset).await.unwrap().try_collect().await.unwrap();
+    chunks.concat()
+}
+
+async fn contract(store: &dyn ObjectStore) {
+    // Reading back, whole and in part.
+    let put = store.put("demo/a/one", Bytes::from_static(b"hello world"), PutCondition::Any).await.unwrap();
+    assert_eq!(put.size_bytes, 11);
+    assert_eq!(store.get("demo/a/one", 11).await.unwrap(), "hello world");
+    assert_eq!(store.get("demo/a/one", 10).await.unwrap_err().code, ErrorCode::LimitExceeded);
+    assert_eq!(read_all(store, "demo/a/one", 0).await, b"hello world");
+    assert_eq!(read_all(store, "demo/a/one", 6).await, b"world");
+    assert_eq!(read_all(store, "demo/a/one", 11).await, b"");
+    let head = store.head("demo/a/one").await.unwrap();
+    assert_eq!((head.size_bytes, &head.etag), (11, &put.etag));
+
+    // What is not there.
+    assert_eq!(store.get("demo/none", 10).await.unwrap_err().code, ErrorCode::NotFound);
+    assert_eq!(store.head("demo/none").await.unwrap_err().code, ErrorCode::NotFound);
+    assert_eq!(store.stream("demo/none", 0).await.err().unwrap().code, ErrorCode::NotFound);
+    store.delete("demo/none").await.unwrap();
+
+    // Conditions hold.
+    let absent = |data: &'static [u8]| store.put("demo/lock", Bytes::from_static(data), PutCondition::Absent);
+    let first = absent(b"1").await.unwrap();
+    assert_eq!(absent(b"2").await.unwrap_err().code, ErrorCode::Conflict);
+    let changed = PutCondition::Match(first.etag.clone());
+    let second = store.put("demo/lock", Bytes::from_static(b"3"), changed.clone()).await.unwrap();
+    assert_ne!(first.etag, second.etag);
+    let stale = store.put("demo/lock", Bytes::from_static(b"4"), changed.clone()).await.unwrap_err();
+    assert_eq!(stale.code, ErrorCode::Conflict);
+    assert_eq!(store.get("demo/lock", 9).await.unwrap(), "3");
+    let gone = store.put("demo/nothing", Bytes::from_static(b"5"), changed).await.unwrap_err();
+    assert_eq!(gone.code, ErrorCode::Conflict);
+
+    // Of many writers one wins.
+    let racers = (0..8).map(|n: u8| store.put("demo/race", Bytes::from(vec![n]), PutCondition::Absent));
+    let results = futures::future::join_all(racers).await;
+    assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 1);
+    assert!(results.iter().filter_map(|r| r.as_ref().err()).all(|e| e.code == ErrorCode::Conflict));
+
+    // Lists are in key order, below the prefix only.
+    for key in ["demo/list/b", "demo/list/a/x", "demo/listing", "demo/list/c"] {
+        store.put(key, Bytes::from_static(b"x"), PutCondition::Any).await.unwrap();
+    }
+    let keys: Vec<String> = store.list("demo/list/").await.unwrap().into_iter().map(|o| o.key).collect();
+    assert_eq!(keys, ["demo/list/a/x", "demo/list/b", "demo/list/c"]);
+    assert!(store.list("demo/void/").await.unwrap().is_empty());
+
+    // Uploads in parts: invisible before the end, whole after it, conditional.
+    let part = |n: u8| Bytes::from(vec![n; 5 << 20]);
+    let mut upload = store.upload("demo/big").await.unwrap();
+    for n in 0..4 {
+        upload.part(part(n)).await.unwrap();
+    }
+    upload.part(Bytes::from_static(b"end")).await.unwrap();
+    assert_eq!(store.head("demo/big").await.unwrap_err().code, ErrorCode::NotFound);
+    let info = upload.complete(PutCondition::Absent).await.unwrap();
+    assert_eq!(info.size_bytes, (20 << 20) + 3);
+    let back = read_all(store, "demo/big", 0).await;
+    assert_eq!(back.len(), (20 << 20) + 3);
+    assert!((0..4).all(|n| back[n << 20..][..100].len() == 100 && back[n * (5 << 20)] == n as u8));
+    assert_eq!(read_all(store, "demo/big", 20 << 20).await, b"end");
+    let mut upload = store.upload("demo/big").await.unwrap();
+    upload.part(part(9)).await.unwrap();
+    assert_eq!(upload.complete(PutCondition::Absent).await.unwrap_err().code, ErrorCode::Conflict);
+    assert_eq!(store.head("demo/big").await.unwrap().size_bytes, (20 << 20) + 3);
+    let mut upload = store.upload("demo/given-up").await.unwrap();
+    upload.part(part(1)).await.unwrap();
+    upload.abort().await.unwrap();
+    assert_eq!(store.head("demo/given-up").await.unwrap_err().code, ErrorCode::NotFound);
+    let empty = store.upload("demo/empty").await.unwrap();
+    assert_eq!(empty.complete(PutCondition::Absent).await.unwrap().size_bytes, 0);
+
+    // Deleting, and keys that could escape.
+    store.delete("demo/a/one").await.unwrap();
+    assert_eq!(store.head("demo/a/one").await.unwrap_err().code, ErrorCode::NotFound);
+    for key in ["", "/a", "a//b", "a/../b", "a/"] {
+        let refused = store.put(key, Bytes::new(), PutCondition::Any).await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::Invalid, "{key:?}");
+    }
+}
+
+#[tokio::test]
+async fn memory_keeps_the_contract() {
+    contract(&MemoryStore::new()).await;
+}
+
+#[tokio::test]
+async fn directory_keeps_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    contract(&DirStore::open(dir.path()).unwrap()).await;
+}
+
+/// A server for one test, and the directory it writes to.
+pub(crate) fn s3_server() -> (VersityGw, tempfile::TempDir) {
+    let cache = std::env::var_os("HK_DR_CACHE").map(std::path::PathBuf::from);
+    let dir = tempfile::tempdir().unwrap();
+    let binary = pinned_binary(cache.as_deref(), "versitygw-1.8.0").unwrap();
+    (VersityGw::start(&binary, dir.path()).unwrap(), dir)
+}
+
+#[tokio::test]
+async fn s3_keeps_the_contract() {
+    let (server, _dir) = s3_server();
+    let store = S3Store::connect(&server.config("backups")).unwrap();
+    let missing = store.put("a", Bytes::new(), PutCondition::Any).await.unwrap_err();
+    assert_eq!(missing.code, ErrorCode::NotFound);
+    assert!(missing.hint.unwrap().contains("backup.bucket"));
+    assert!(store.ensure_bucket().await.unwrap());
+    assert!(!store.ensure_bucket().await.unwrap());
+    contract(&store).await;
+
+    // Whoever holds the URL reads the object with nothing else.
+    store.put("demo/shared", Bytes::from_static(b"for servers"), PutCondition::Any).await.unwrap();
+    let url = store.presign_get("demo/shared", Duration::from_secs(60)).await.unwrap();
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let body = reqwest::get(url.expose_secret()).await.unwrap().text().await.unwrap();
+    assert_eq!(body, "for servers");
+}
+
+#[tokio::test]
+async fn s3_tells_a_wrong_credential_from_a_missing_server() {
+    let (server, _dir) = s3_server();
+    let mut config = server.config("backups");
+    config.secret_key = "wrong".to_owned().into();
+    let refused = S3Store::connect(&config).unwrap().list("x").await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unauthorized, "{refused}");
+    assert!(refused.hint.unwrap().contains("secrets.yaml.age"));
+    assert!(!refused.message.contains("wrong"));
+
+    let config = server.config("backups");
+    drop(server);
+    let unreachable = S3Store::connect(&config).unwrap().list("x").await.unwrap_err();
+    assert_eq!(unreachable.code, ErrorCode::Unreachable, "{unreachable}");
+    assert!(unreachable.message.contains("refused"), "{unreachable}");
+}
+
+#[tokio::test]
+async fn s3_frees_the_parts_of_an_upload_that_was_dropped() {
+    let (server, _dir) = s3_server();
+    let store = S3Store::connect(&server.config("backups")).unwrap();
+    store.ensure_bucket().await.unwrap();
+    let mut upload = store.upload("half").await.unwrap();
+    upload.part(Bytes::from(vec![1; 5 << 20])).await.unwrap();
+    drop(upload);
+    for _ in 0..200 {
+        let open = store.client.list_multipart_uploads().bucket("backups").send().await.unwrap();
+        if open.uploads().is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("the upload is still open");
+}
+
+#[tokio::test]
+async fn planned_faults_strike_once_and_where_planned() {
+    let store: Arc<MemoryStore> = Arc::default();
+    let error = PortError::new(ErrorCode::Timeout, "planned");
+    store.fail(Fault { operation: Operation::Put, nth: 2, error });
+    let put = || store.put("k", Bytes::from_static(b"\0"), PutCondition::Any);
+    assert!(put().await.is_ok());
+    assert_eq!(put().await.unwrap_err().code, ErrorCode::Timeout);
+    assert!(put().await.is_ok());
+    store.flip_bit("k", 0, 3);
+    assert_eq!(store.get("k", 1).await.unwrap()[0], 8);
+    store.set_capacity(3);
+    let full = store.put("more", Bytes::from_static(b"abc"), PutCondition::Any).await.unwrap_err();
+    assert_eq!(full.code, ErrorCode::LimitExceeded);
+}
