@@ -5,6 +5,8 @@ mod completions;
 mod context;
 mod error;
 mod obtain;
+mod schema;
+mod validate;
 
 use std::process::ExitCode;
 
@@ -13,6 +15,7 @@ use clap::{Parser, Subcommand};
 pub use context::{Context, Global};
 pub use error::{CliError, ExitKind};
 pub use obtain::{SourceOptions, obtain};
+pub use validate::load_cluster;
 
 /// Makes a Kubernetes cluster on Hetzner Cloud impossible to lose, and proves it.
 #[derive(Parser)]
@@ -29,6 +32,8 @@ struct Cli {
 enum Command {
     Artifacts(artifacts::Args),
     Completions(completions::Args),
+    Schema(schema::Args),
+    Validate(validate::Args),
 }
 
 /// Parses, runs, and renders an error with its exit code.
@@ -47,5 +52,7 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
     match command {
         Command::Artifacts(args) => artifacts::run(args, context),
         Command::Completions(args) => completions::run(args, context),
+        Command::Schema(args) => schema::run(args, context),
+        Command::Validate(args) => validate::run(args, context),
     }
 }

@@ -1,5 +1,64 @@
 //! What Git declares. Pure: text in, checked values or errors with line and hint out.
 
 mod cluster;
+mod error;
+mod names;
+mod range;
+mod rules;
+mod structure;
+mod tree;
+
+use std::collections::BTreeMap;
 
 pub use cluster::*;
+pub use error::{ConfigError, Problem};
+pub use range::Range;
+
+/// Versions that can be installed, by artifact name: what `artifacts.lock` pins.
+pub type Pinned = BTreeMap<String, Vec<String>>;
+
+/// Reads `cluster.yaml` and checks its form: known fields, required fields, types. `file` is its name in messages.
+///
+/// # Errors
+/// Every unknown, missing or mistyped field at once, each with line, column and a hint.
+pub fn parse(text: &str, file: &str) -> Result<Cluster, ConfigError> {
+    parse_with_tree(text, file).map(|(cluster, _)| cluster)
+}
+
+/// Reads `cluster.yaml` and checks its form and all rules: addresses, names, locations, versions.
+///
+/// # Errors
+/// As [`parse`]; if the form is right, every broken rule at once.
+pub fn load(text: &str, file: &str, pinned: &Pinned) -> Result<Cluster, ConfigError> {
+    let (cluster, tree) = parse_with_tree(text, file)?;
+    let mut report = error::Report::new(text, file);
+    rules::check(&cluster, &tree, pinned, &mut report);
+    report.finish().map(|()| cluster)
+}
+
+fn parse_with_tree(text: &str, file: &str) -> Result<(Cluster, tree::Tree), ConfigError> {
+    let mut report = error::Report::new(text, file);
+    let parsed = tree::Tree::parse(text).and_then(|tree| {
+        structure::check(&tree, &schema(), &mut report);
+        Ok((serde_saphyr::from_str::<Cluster>(text)?, tree))
+    });
+    match parsed {
+        Ok(parsed) => report.finish().map(|()| parsed),
+        Err(failure) => {
+            // The deserializer stops at its first error; the walk over the structure has found that one and the others.
+            if report.is_empty() {
+                report.yaml(&failure);
+            }
+            Err(report.into_error())
+        }
+    }
+}
+
+/// The JSON Schema of `cluster.yaml`, for editors.
+pub fn schema() -> serde_json::Value {
+    let settings = schemars::generate::SchemaSettings::draft2020_12().with(|s| s.inline_subschemas = true);
+    settings.into_generator().into_root_schema_for::<Cluster>().to_value()
+}
+
+#[cfg(test)]
+mod tests;

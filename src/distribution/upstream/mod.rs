@@ -42,7 +42,7 @@ impl EtcdState {
 }
 
 /// The image that containerd makes pod sandboxes from. Must be in a preloaded bundle where no registry can be reached.
-pub const SANDBOX_IMAGE: &str = "registry.k8s.io/pause:3.6";
+pub const SANDBOX_IMAGE: &str = crate::artifacts::PAUSE_IMAGE;
 
 /// Something from `artifacts.lock` that a server needs, and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -216,7 +216,8 @@ pub fn probe_script(role: Role) -> String {
         "printf '{{\"boot_id\":\"%s\",\"node\":' \"$(cat /proc/sys/kernel/random/boot_id)\"\n\
          if [ -s {NODE_FILE} ]; then cat {NODE_FILE}; else printf null; fi\n\
          printf ',\"restored\":'\n\
-         if [ -s {ETCD_MOUNT}/restored.json ]; then tr -d '\\n' < {ETCD_MOUNT}/restored.json; else printf null; fi\n\
+         # It is written before the data gets its name: alone it says nothing.\n\
+         if [ -s {ETCD_MOUNT}/restored.json ] && [ -d {ETCD_DATA_DIR}/member ]; then tr -d '\\n' < {ETCD_MOUNT}/restored.json; else printf null; fi\n\
          if [ -d {ETCD_DATA_DIR}/member ]; then printf ',\"etcd_data\":true'; else printf ',\"etcd_data\":false'; fi\n\
          printf ',\"units\":{{'\ncomma=\n\
          for unit in {units}; do\nprintf '%s\"%s\":\"%s\"' \"$comma\" $unit \"$(systemctl show -p ActiveState --value $unit)\"; comma=,\ndone\n\

@@ -1,0 +1,29 @@
+use clap::ValueEnum;
+
+use super::{CliError, Context};
+use crate::config;
+
+/// Prints the JSON Schema of a file, for editors that complete and check while one types.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Which file.
+    file: File,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum File {
+    /// cluster.yaml
+    Cluster,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// None.
+pub fn run(args: Args, _context: &Context) -> Result<(), CliError> {
+    let schema = match args.file {
+        File::Cluster => config::schema(),
+    };
+    println!("{schema:#}");
+    Ok(())
+}
