@@ -9,7 +9,7 @@ use axum::routing::get;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::cloud::{Cloud, time_json};
+use super::cloud::{Cloud, now, time_json};
 use super::error::{ApiError, ApiResult};
 use super::input::path_id;
 use super::listing::{Listing, one};
@@ -31,7 +31,7 @@ pub struct Action {
 
 impl Action {
     pub fn new(id: u64, command: &'static str, resources: &[(&'static str, u64)]) -> Self {
-        let started = Timestamp::now();
+        let started = now();
         Self { id, command, started, progress: 0, resources: resources.to_vec(), end: None }
     }
 
@@ -39,7 +39,7 @@ impl Action {
         if result.is_ok() {
             self.progress = 100;
         }
-        self.end = Some((Timestamp::now(), result));
+        self.end = Some((now(), result));
     }
 
     pub fn is_running(&self) -> bool {

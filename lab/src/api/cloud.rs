@@ -21,6 +21,9 @@ use super::ssh_key::SshKey;
 use super::volume::Volume;
 use crate::backend::{Backend, BackendError, Effect, MachineEvent};
 
+/// How many actions are remembered; those that ended longest ago are forgotten first.
+const ACTIONS_MAX: usize = 5000;
+
 /// How a cloud behaves.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -225,6 +228,11 @@ impl State {
     /// Starts an action; `Action::locks` tells which of the resources it locks.
     pub fn begin(&mut self, command: &'static str, resources: &[(&'static str, u64)]) -> u64 {
         let id = self.next_id();
+        if self.actions.len() >= ACTIONS_MAX
+            && let Some(oldest) = self.actions.values().find(|a| !a.is_running()).map(|a| a.id)
+        {
+            self.actions.remove(&oldest);
+        }
         self.actions.insert(id, Action::new(id, command, resources));
         id
     }
@@ -251,6 +259,15 @@ impl State {
     pub fn action_json(&self, id: u64) -> Value {
         self.actions.get(&id).map_or(Value::Null, Action::json)
     }
+}
+
+/// The only place where the API reads the wall clock; what it decides never depends on it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a cloud tells when things happened; the lab is the world, not a decision"
+)]
+pub fn now() -> Timestamp {
+    Timestamp::now()
 }
 
 /// A time as the API writes it.

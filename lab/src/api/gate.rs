@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::cloud::Cloud;
+use super::cloud::{Cloud, now};
 use super::error::ApiError;
 
 /// How fast a project may ask.
@@ -43,10 +43,10 @@ impl Bucket {
     }
 
     /// Takes one request if there is one.
-    fn take(&mut self, now: Instant) -> bool {
-        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
+    fn take(&mut self, at: Instant) -> bool {
+        let elapsed = at.saturating_duration_since(self.at).as_secs_f64();
         self.level = (self.level + elapsed * self.limit.refill_per_second).min(f64::from(self.limit.burst));
-        self.at = now;
+        self.at = at;
         let granted = self.level >= 1.0;
         if granted {
             self.level -= 1.0;
@@ -57,7 +57,7 @@ impl Bucket {
     fn headers(&self) -> [(&'static str, u64); 3] {
         let missing = f64::from(self.limit.burst) - self.level;
         let full_in = (missing / self.limit.refill_per_second.max(f64::MIN_POSITIVE)).ceil();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let now = now().as_second().max(0) as u64;
         [
             ("ratelimit-limit", u64::from(self.limit.burst)),
             ("ratelimit-remaining", self.level.max(0.0) as u64),

@@ -41,15 +41,24 @@ pub fn metadata_router(cloud: Arc<Cloud>) -> Router {
 
 type Peer = ConnectInfo<SocketAddr>;
 
-fn find(cloud: &Cloud, peer: SocketAddr) -> Result<Server, Response> {
+/// Nothing to tell: no machine has the asking address, or there is no such item.
+struct NotFound;
+
+impl IntoResponse for NotFound {
+    fn into_response(self) -> Response {
+        (StatusCode::NOT_FOUND, "not found\n").into_response()
+    }
+}
+
+fn find(cloud: &Cloud, peer: SocketAddr) -> Result<Server, NotFound> {
     let IpAddr::V4(address) = peer.ip().to_canonical() else {
-        return Err((StatusCode::NOT_FOUND, "no instance has this address\n").into_response());
+        return Err(NotFound);
     };
     let state = cloud.state();
     let public = state.servers.values().find(|s| s.public_ipv4.is_some_and(|p| p.ip == address));
     // A machine without a public address asks from a private one.
     let found = public.or_else(|| state.servers.values().find(|s| s.private.iter().any(|p| p.ip == address)));
-    found.cloned().ok_or_else(|| (StatusCode::NOT_FOUND, "no instance has this address\n").into_response())
+    found.cloned().ok_or(NotFound)
 }
 
 fn text(body: String) -> Response {
@@ -57,7 +66,7 @@ fn text(body: String) -> Response {
 }
 
 /// A YAML document; JSON strings and lists are YAML too, so that no value needs escaping of another kind.
-async fn document(State(cloud): State<Arc<Cloud>>, ConnectInfo(peer): Peer) -> Result<Response, Response> {
+async fn document(State(cloud): State<Arc<Cloud>>, ConnectInfo(peer): Peer) -> Result<Response, NotFound> {
     let server = find(&cloud, peer)?;
     let metadata = server.metadata();
     let mut lines = vec![
@@ -77,7 +86,7 @@ async fn item(
     State(cloud): State<Arc<Cloud>>,
     ConnectInfo(peer): Peer,
     Path(item): Path<String>,
-) -> Result<Response, Response> {
+) -> Result<Response, NotFound> {
     let server = find(&cloud, peer)?;
     let metadata = server.metadata();
     let value = match item.as_str() {
@@ -88,7 +97,7 @@ async fn item(
         "region" => metadata.region,
         "availability-zone" => metadata.availability_zone,
         "private-networks" => private_networks(&cloud, &server),
-        _ => return Err((StatusCode::NOT_FOUND, "not found\n").into_response()),
+        _ => return Err(NotFound),
     };
     Ok(text(value))
 }
@@ -111,11 +120,11 @@ fn private_networks(cloud: &Cloud, server: &Server) -> String {
     if lines.is_empty() { "[]\n".to_owned() } else { lines.join("\n") + "\n" }
 }
 
-async fn user_data(State(cloud): State<Arc<Cloud>>, ConnectInfo(peer): Peer) -> Result<Response, Response> {
+async fn user_data(State(cloud): State<Arc<Cloud>>, ConnectInfo(peer): Peer) -> Result<Response, NotFound> {
     let server = find(&cloud, peer)?;
     // As Hetzner does it: none is an error that cloud-init expects.
     if server.user_data.is_empty() {
-        return Err((StatusCode::NOT_FOUND, "not found\n").into_response());
+        return Err(NotFound);
     }
     Ok(text(server.user_data))
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::address::Range;
 use super::catalog;
-use super::cloud::{Cloud, State, time_json};
+use super::cloud::{Cloud, State, now, time_json};
 use super::error::{ApiError, ApiResult};
 use super::input::{Input, path_id};
 use super::label::Labels;
@@ -233,7 +233,7 @@ async fn create(Shared(cloud): Shared<Arc<Cloud>>, input: Input) -> ApiResult {
         protected: false,
         labels: input.labels()?.unwrap_or_default(),
         expose_routes_to_vswitch: input.flag("expose_routes_to_vswitch")?.unwrap_or(false),
-        created: Timestamp::now(),
+        created: now(),
     };
     for subnet in input.objects("subnets")? {
         let subnet = network.fit_subnet(&subnet)?;

@@ -11,9 +11,22 @@ use super::error::{ApiError, ApiResult};
 use super::input::{Input, path_id};
 use super::listing::created;
 use super::network::{Route, network_range, range};
+use crate::backend::Effect;
 
 /// How many routes a network may have.
 pub const ROUTES_MAX: usize = 100;
+
+impl Cloud {
+    /// Attaches a machine to a network. Routes may already name its address as their gateway: they hold from now on.
+    pub(super) async fn join(&self, machine: u64, network: u64, address: Ipv4Addr, range: &str) -> Effect {
+        self.backend.attach_network(machine, network, address, range).await?;
+        let routes = self.state().networks.get(&network).map(|n| hops(&n.routes)).unwrap_or_default();
+        if routes.iter().any(|(_, gateway)| *gateway == address) {
+            self.backend.set_routes(network, &routes).await?;
+        }
+        Ok(())
+    }
+}
 
 /// Routes as the backend takes them.
 pub fn hops(routes: &[Route]) -> Vec<(String, Ipv4Addr)> {

@@ -8,7 +8,7 @@ use axum::routing::get;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::cloud::{Cloud, State, time_json};
+use super::cloud::{Cloud, State, now, time_json};
 use super::error::{ApiError, ApiResult};
 use super::input::{Input, path_id};
 use super::label::Labels;
@@ -93,7 +93,7 @@ async fn create(Shared(cloud): Shared<Arc<Cloud>>, input: Input) -> ApiResult {
         return Err(ApiError::limit("placement_group_limit"));
     }
     let id = state.next_id();
-    state.placement_groups.insert(id, PlacementGroup { id, name, labels, created: Timestamp::now() });
+    state.placement_groups.insert(id, PlacementGroup { id, name, labels, created: now() });
     Ok(created(json!({"placement_group": state.placement_group_json(id), "action": null})))
 }
 

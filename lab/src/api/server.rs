@@ -35,6 +35,8 @@ pub struct Server {
     pub public_keys: Vec<String>,
     pub user_data: String,
     pub created: Timestamp,
+    /// Whether the backend has a machine for it: one that could not be made need not be destroyed.
+    pub has_machine: bool,
 }
 
 /// A public address. It has an id as it is a Primary IP of its own in the real cloud.
@@ -180,13 +182,16 @@ async fn remove(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> Ap
     if server.protected {
         return Err(ApiError::protected("server"));
     }
-    let powered = !matches!(server.status, Status::Off | Status::Unknown);
+    let (powered, has_machine) = (server.status != Status::Off, server.has_machine);
     state.server_mut(id)?.status = Status::Deleting;
     let volumes = state.attached_volumes(id);
     let action = state.begin("delete_server", &[("server", id)]);
     let body = json!({"action": state.action_json(action)});
     let runner = Arc::clone(&cloud);
     let effect = async move {
+        if !has_machine {
+            return Ok(());
+        }
         if powered {
             runner.backend.power_off(id).await?;
         }

@@ -26,7 +26,10 @@ pub fn power(cloud: &Arc<Cloud>, id: u64, command: &str) -> ApiResult {
         "reboot" => "reboot_server",
         _ => "shutdown_server",
     };
-    let off = matches!(before, Status::Off | Status::Unknown);
+    if before == Status::Unknown {
+        return Err(ApiError::unsupported(format!("the creation of server {id} failed: delete it")));
+    }
+    let off = before == Status::Off;
     match (command, off) {
         // Nothing to do is no error.
         ("poweron", false) | ("poweroff" | "shutdown", true) => {
@@ -93,8 +96,8 @@ pub async fn attach_to_network(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path
     state.server_mut(id)?.private.push(PrivateIp { network: network_id, ip });
     let action = state.begin("attach_to_network", &[("server", id), ("network", network_id)]);
     let body = json!({"action": state.action_json(action)});
-    let backend = Arc::clone(&cloud.backend);
-    cloud.run(action, async move { backend.attach_network(id, network_id, ip, &whole).await }, move |state, ok| {
+    let runner = Arc::clone(&cloud);
+    cloud.run(action, async move { runner.join(id, network_id, ip, &whole).await }, move |state, ok| {
         if let (false, Some(server)) = (ok, state.servers.get_mut(&id)) {
             server.private.retain(|p| p.network != network_id);
         }

@@ -4,11 +4,10 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use axum::extract::State as Shared;
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::catalog::{self, Image, Location, ServerType};
-use super::cloud::{Cloud, State};
+use super::cloud::{Cloud, State, now};
 use super::error::{ApiError, ApiResult};
 use super::input::Input;
 use super::listing::created;
@@ -118,7 +117,8 @@ fn admit(cloud: &Cloud, state: &mut State, input: &Input) -> ApiResult<(Work, Va
         protected: false,
         public_keys,
         user_data,
-        created: Timestamp::now(),
+        created: now(),
+        has_machine: false,
     };
     let spec = MachineSpec {
         id,
@@ -282,7 +282,13 @@ async fn perform(cloud: Arc<Cloud>, work: Work) {
 async fn build(cloud: &Arc<Cloud>, work: &Work) -> Effect {
     let id = work.spec.id;
     cloud.effect(cloud.backend.create_machine(&work.spec, &work.metadata)).await?;
-    cloud.state().progress(work.action, 40);
+    {
+        let mut state = cloud.state();
+        if let Some(server) = state.servers.get_mut(&id) {
+            server.has_machine = true;
+        }
+        state.progress(work.action, 40);
+    }
     for (volume, action) in &work.volumes {
         let attached = cloud.effect(cloud.backend.attach_volume(*volume, id)).await;
         let mut state = cloud.state();
@@ -294,8 +300,7 @@ async fn build(cloud: &Arc<Cloud>, work: &Work) -> Effect {
         attached?;
     }
     for network in &work.networks {
-        let attached =
-            cloud.effect(cloud.backend.attach_network(id, network.network, network.ip, &network.range)).await;
+        let attached = cloud.effect(cloud.join(id, network.network, network.ip, &network.range)).await;
         let mut state = cloud.state();
         if let (Err(_), Some(server)) = (&attached, state.servers.get_mut(&id)) {
             server.private.retain(|p| p.network != network.network);

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::cloud::{Cloud, time_json};
+use super::cloud::{Cloud, now, time_json};
 use super::error::{ApiError, ApiResult};
 use super::input::{Input, path_id};
 use super::label::Labels;
@@ -72,7 +72,7 @@ async fn create(State(cloud): State<Arc<Cloud>>, input: Input) -> ApiResult {
     if state.ssh_keys.len() >= cloud.options.limits.ssh_keys {
         return Err(ApiError::limit("ssh_key_limit"));
     }
-    let key = SshKey { id: state.next_id(), name, public_key, fingerprint, labels, created: Timestamp::now() };
+    let key = SshKey { id: state.next_id(), name, public_key, fingerprint, labels, created: now() };
     let body = json!({"ssh_key": key.json()});
     state.ssh_keys.insert(key.id, key);
     Ok(created(body))

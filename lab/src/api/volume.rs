@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::catalog::{self, Location};
-use super::cloud::{Cloud, State, time_json};
+use super::cloud::{Cloud, State, now, time_json};
 use super::error::{ApiError, ApiResult};
 use super::input::{Input, path_id};
 use super::label::Labels;
@@ -154,7 +154,7 @@ async fn create(Shared(cloud): Shared<Arc<Cloud>>, input: Input) -> ApiResult {
         labels,
         protected: false,
         available: false,
-        created: Timestamp::now(),
+        created: now(),
     };
     let json = volume.json();
     state.volumes.insert(id, volume);

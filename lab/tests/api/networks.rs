@@ -111,7 +111,13 @@ async fn subnets_and_routes_must_fit() {
     assert_eq!(lab.post(&route, inside).await.wrong_field(), "destination");
     let outside = json!({"destination": "10.244.2.0/24", "gateway": "10.9.0.11"});
     assert_eq!(lab.post(&route, outside).await.wrong_field(), "gateway");
-    assert!(lab.served.backend.effects().contains(&format!("set_routes {id} [10.244.1.0/24 via 10.0.0.11]")));
+    let effect = format!("set_routes {id} [10.244.1.0/24 via 10.0.0.11]");
+    assert_eq!(lab.served.backend.effects().last(), Some(&effect));
+    // Whoever takes the gateway's address later gets the traffic.
+    let server = lab.server("s").await;
+    let body = json!({"network": id, "ip": "10.0.0.11"});
+    lab.done(lab.post(&format!("/servers/{server}/actions/attach_to_network"), body).await).await;
+    assert_eq!(lab.served.backend.effects().last(), Some(&effect));
     let gone = json!({"destination": "10.244.9.0/24", "gateway": "10.0.0.11"});
     let answer = lab.post(&format!("/networks/{id}/actions/delete_route"), gone).await;
     assert_eq!(answer.wrong_field(), "destination");

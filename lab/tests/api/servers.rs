@@ -151,7 +151,16 @@ async fn a_failed_effect_is_the_actions_error_and_the_server_can_be_deleted() {
     }
     let id = &body["server"]["id"];
     assert_eq!(lab.get(&format!("/servers/{id}")).await.ok()["server"]["status"], "unknown");
+    let poweron = lab.post(&format!("/servers/{id}/actions/poweron"), json!({})).await;
+    assert_eq!(poweron.refused().1, "unsupported_error");
     lab.done(lab.delete(&format!("/servers/{id}")).await).await;
+
+    // A machine that was never made is not destroyed.
+    lab.served.backend.fail_next("create_machine", "out of tin");
+    let (body, _) = lab.end_of(lab.post("/servers", server_body("m1", json!({}))).await).await;
+    let effects = lab.served.backend.effects();
+    lab.done(lab.delete(&format!("/servers/{}", body["server"]["id"])).await).await;
+    assert_eq!(lab.served.backend.effects(), effects);
 }
 
 #[tokio::test]
