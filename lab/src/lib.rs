@@ -5,3 +5,22 @@
 
 pub mod api;
 pub mod backend;
+mod cgroup;
+pub mod control;
+mod daemon;
+mod error;
+pub mod exec;
+mod fabric;
+pub mod golden;
+pub mod machine;
+mod netns;
+mod nspawn;
+mod objectstore;
+mod options;
+mod outer;
+pub mod registry;
+mod run;
+mod volume;
+
+pub use error::LabError;
+pub use options::{LabInfo, LabOptions, Launch};

@@ -4,6 +4,7 @@ mod artifacts;
 mod completions;
 mod context;
 mod error;
+mod lab;
 mod obtain;
 mod schema;
 mod validate;
@@ -34,6 +35,7 @@ enum Command {
     Completions(completions::Args),
     Schema(schema::Args),
     Validate(validate::Args),
+    Lab(lab::Args),
 }
 
 /// Parses, runs, and renders an error with its exit code.
@@ -54,5 +56,6 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Completions(args) => completions::run(args, context),
         Command::Schema(args) => schema::run(args, context),
         Command::Validate(args) => validate::run(args, context),
+        Command::Lab(args) => lab::run(args, context),
     }
 }

@@ -1,0 +1,99 @@
+//! The emulator: the process in the outer namespace that serves the cloud's API, its metadata service and S3.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::{self, Cloud};
+use crate::error::{Attempt, LabError};
+use crate::machine::Machines;
+use crate::options::{LabInfo, Launch, labs_dir};
+use crate::registry::Registry;
+use crate::{fabric, objectstore, outer};
+
+/// What the emulator gets from the guardian.
+pub(crate) struct Inheritance {
+    pub info: LabInfo,
+    pub launch: Launch,
+    /// Listeners on the host's loopback, made before the namespaces.
+    pub api: TcpListener,
+    pub s3: TcpListener,
+    pub registry: PathBuf,
+}
+
+/// What a lab that comes up tells `lab up`, one line of JSON each on its standard output.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Report {
+    Progress(String),
+    Ready,
+    Failed { message: String, hint: Option<String> },
+}
+
+pub(crate) fn report(report: &Report) {
+    let Ok(line) = serde_json::to_string(report) else { return };
+    let mut out = std::io::stdout().lock();
+    // Who waited may be gone: the lab goes on without.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// Runs until the lab ends. Returns an exit status.
+pub(crate) fn run(inheritance: Inheritance) -> i32 {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let result = runtime.attempt(|| "start the runtime".into()).and_then(|runtime| runtime.block_on(serve(inheritance)));
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{error}");
+            report(&Report::Failed { message: error.message, hint: error.hint });
+            1
+        }
+    }
+}
+
+async fn serve(inheritance: Inheritance) -> Result<(), LabError> {
+    let Inheritance { info, launch, api, s3, registry } = inheritance;
+    let dir = labs_dir().join(&launch.name);
+    report(&Report::Progress("laying the network".into()));
+    fabric::lay().await?;
+    report(&Report::Progress("starting S3".into()));
+    let store = objectstore::Store {
+        program: launch.versitygw.clone(),
+        dir: launch.disks.join("s3"),
+        log: dir.join("s3.log"),
+        access_key: info.access_key.clone(),
+        secret_key: info.secret_key.clone(),
+    };
+    store.start().await?;
+    objectstore::publish(s3)?;
+    let (machines, mut events) = Machines::new(&launch.name, &launch.golden, &launch.disks, Registry::at(registry)?)?;
+    let cloud = Cloud::new(Arc::new(machines), api::Options::new(info.token.clone()));
+    let told = Arc::clone(&cloud);
+    tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            told.machine_event(event);
+        }
+    });
+    api.set_nonblocking(true).attempt(|| "prepare a listener".into())?;
+    let (router, metadata) = (api::router(Arc::clone(&cloud)), api::metadata_router(cloud));
+    let servers = [
+        (fabric::listen(fabric::METADATA)?, metadata),
+        (fabric::listen(fabric::API)?, router.clone()),
+        (api, router),
+    ];
+    let mut running = tokio::task::JoinSet::new();
+    for (listener, router) in servers {
+        let listener = tokio::net::TcpListener::from_std(listener).attempt(|| "prepare a listener".into())?;
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
+        running.spawn(async move { axum::serve(listener, service).await });
+    }
+    report(&Report::Ready);
+    outer::to_log(&dir)?;
+    match running.join_next().await {
+        Some(Ok(Err(error))) => Err(LabError::new(format!("a server of the lab ended: {error}"))),
+        _ => Err(LabError::new("a server of the lab ended")),
+    }
+}

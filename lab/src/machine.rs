@@ -1,0 +1,328 @@
+//! The machines of one lab: the real effects behind the cloud's API.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::Child;
+use tokio::sync::{mpsc, watch};
+
+use crate::backend::{Effect, MachineEvent, MachineSpec};
+use crate::cgroup::{Cgroups, Group, Limits};
+use crate::error::{Attempt, LabError};
+use crate::fabric::{self, Cable};
+use crate::registry::{Registry, Resident};
+use crate::volume::{self, LoopDevice};
+use crate::nspawn;
+
+mod effects;
+
+/// A killed machine is gone in 0.2 s; a busy host takes longer.
+const GONE_DEADLINE: Duration = Duration::from_secs(20);
+/// systemd's power-off signal, SIGRTMIN+4. The C library keeps the first two real-time signals for itself.
+const POWER_OFF_SIGNAL: i32 = 34 + 4;
+/// sda is the root disk.
+const LETTERS: std::ops::RangeInclusive<char> = 'b'..='z';
+/// Private interfaces count from here, as at Hetzner.
+const FIRST_PRIVATE_INTERFACE: u32 = 10;
+
+/// The machines of one lab, for use inside its outer namespace.
+#[derive(Clone)]
+pub struct Machines {
+    lab: Arc<Lab>,
+}
+
+struct Lab {
+    golden: PathBuf,
+    disks: PathBuf,
+    cgroups: Cgroups,
+    registry: Registry,
+    machines: Mutex<HashMap<u64, Arc<tokio::sync::Mutex<Machine>>>>,
+    /// Gateways of the private networks.
+    networks: Mutex<HashMap<u64, Ipv4Addr>>,
+    events: mpsc::Sender<MachineEvent>,
+}
+
+struct Machine {
+    spec: MachineSpec,
+    dir: PathBuf,
+    group: Group,
+    running: Option<Running>,
+    volumes: BTreeMap<u64, Plugged>,
+    /// Private interfaces by network.
+    interfaces: BTreeMap<u64, Interface>,
+}
+
+/// One boot, from nspawn's start to its end.
+struct Running {
+    nspawn: i32,
+    leader: i32,
+    ended: watch::Receiver<bool>,
+}
+
+/// A private interface: `ens<number>`.
+struct Interface {
+    number: u32,
+    address: Ipv4Addr,
+}
+
+/// A volume in a machine. The device exists while the machine runs.
+struct Plugged {
+    letter: char,
+    device: Option<LoopDevice>,
+}
+
+impl Machines {
+    /// `golden`: the image. `disks`: a directory on a real file system. At most 1024 events wait in `events`.
+    ///
+    /// # Errors
+    /// Control groups are not usable, or directories can't be made.
+    pub fn new(
+        lab: &str,
+        golden: &Path,
+        disks: &Path,
+        registry: Registry,
+    ) -> Result<(Self, mpsc::Receiver<MachineEvent>), LabError> {
+        for path in [golden, disks] {
+            // They would end an option of the overlay mount.
+            if path.as_os_str().as_encoded_bytes().iter().any(|b| b",:\\".contains(b)) {
+                return Err(LabError::new(format!("{} has a comma, colon or backslash in its name", path.display()))
+                    .hint("choose another cache or state directory"));
+            }
+        }
+        for dir in ["machines", "volumes"] {
+            fs::create_dir_all(disks.join(dir)).attempt(|| format!("make {}", disks.join(dir).display()))?;
+        }
+        let (events, receiver) = mpsc::channel(1024);
+        let lab = Lab {
+            golden: golden.to_owned(),
+            disks: disks.to_owned(),
+            cgroups: Cgroups::of(lab)?,
+            registry,
+            machines: Mutex::default(),
+            networks: Mutex::default(),
+            events,
+        };
+        Ok((Self { lab: Arc::new(lab) }, receiver))
+    }
+}
+
+impl Lab {
+    fn machine(&self, id: u64) -> Result<Arc<tokio::sync::Mutex<Machine>>, LabError> {
+        lock(&self.machines).get(&id).cloned().ok_or_else(|| LabError::new(format!("there is no machine {id}")))
+    }
+
+    fn image(&self, volume: u64) -> PathBuf {
+        self.disks.join("volumes").join(format!("{volume}.img"))
+    }
+
+    /// The machine in which a volume is.
+    async fn holder(&self, volume: u64) -> Option<Arc<tokio::sync::Mutex<Machine>>> {
+        let all: Vec<_> = lock(&self.machines).values().cloned().collect();
+        for machine in all {
+            if machine.lock().await.volumes.contains_key(&volume) {
+                return Some(machine);
+            }
+        }
+        None
+    }
+
+    /// Starts a machine that is off, with its volumes, and watches over it.
+    async fn boot(self: &Arc<Self>, machine: &mut Machine) -> Result<(), LabError> {
+        let id = machine.spec.id;
+        let (child, leader) = nspawn::boot(&nspawn::Boot {
+            id,
+            hostname: &machine.spec.name,
+            root: &machine.dir.join("root"),
+            console: &machine.dir.join("console.log"),
+            netns: &fabric::machine(id),
+            group: &machine.group,
+            binds: &[
+                (machine.dir.join("containerd"), "/var/lib/containerd"),
+                (machine.dir.join("kubelet"), "/var/lib/kubelet"),
+            ],
+        })
+        .await?;
+        let nspawn = child.id().ok_or_else(|| LabError::new("the machine ended at once"))? as i32;
+        let (ended_sender, ended) = watch::channel(false);
+        machine.running = Some(Running { nspawn, leader, ended });
+        tokio::spawn(watch_over(Arc::downgrade(self), id, nspawn, child, ended_sender));
+        let equipped = self.equip(machine, leader);
+        if equipped.is_err() {
+            self.cut_power(machine).await?;
+        }
+        equipped
+    }
+
+    fn equip(&self, machine: &mut Machine, leader: i32) -> Result<(), LabError> {
+        let volumes: Vec<u64> = machine.volumes.keys().copied().collect();
+        for volume in volumes {
+            self.plug(machine, volume)?;
+        }
+        machine.let_go(leader)?;
+        self.register(machine)
+    }
+
+    /// Makes a volume's device and shows it to a running machine.
+    fn plug(&self, machine: &mut Machine, volume: u64) -> Result<(), LabError> {
+        let image = self.image(volume);
+        let Some(Running { leader, .. }) = machine.running else { return Ok(()) };
+        let Some(plugged) = machine.volumes.get_mut(&volume) else { return Ok(()) };
+        let device = LoopDevice::attach(&image)?;
+        machine.group.allow_device(device.major, device.minor)?;
+        volume::plug(leader, plugged.letter, volume, (device.major, device.minor))?;
+        plugged.device = Some(device);
+        Ok(())
+    }
+
+    fn register(&self, machine: &Machine) -> Result<(), LabError> {
+        self.registry.write(&Resident {
+            id: machine.spec.id,
+            name: machine.spec.name.clone(),
+            leader: machine.running.as_ref().map(|r| r.leader),
+            entrances: machine.group.entrance_paths(),
+        })
+    }
+
+    /// Ends a boot by force, as when the power goes, and waits until nothing of it is left.
+    async fn cut_power(&self, machine: &mut Machine) -> Result<(), LabError> {
+        let Some(mut running) = machine.running.take() else { return Ok(()) };
+        let processes = machine.group.processes();
+        for plugged in machine.volumes.values().filter_map(|p| p.device.as_ref()) {
+            volume::cut_off(&processes, plugged.major, plugged.minor);
+        }
+        for pid in [running.leader, running.nspawn] {
+            // Gone already is as good.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        let late = tokio::time::timeout(GONE_DEADLINE, running.ended.wait_for(|ended| *ended)).await.is_err();
+        if late {
+            return Err(LabError::new(format!("machine {} is still there 20 s after its kill", machine.spec.id)));
+        }
+        self.settle(machine).await
+    }
+
+    /// After the end of a boot: devices and groups as before the first.
+    async fn settle(&self, machine: &mut Machine) -> Result<(), LabError> {
+        for plugged in machine.volumes.values_mut() {
+            if let Some(device) = plugged.device.take() {
+                machine.group.deny_device(device.major, device.minor)?;
+                // The kernel unmounts a dead machine's file systems a moment after its death.
+                let end = Instant::now() + GONE_DEADLINE;
+                while device.is_mounted() && Instant::now() < end {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                device.release();
+            }
+        }
+        let group = machine.group.clone();
+        blocking(move || group.clear(GONE_DEADLINE)).await?;
+        self.register(machine)
+    }
+
+    /// Removes disk, interfaces and groups of a machine that is off.
+    async fn erase(&self, machine: &Machine) -> Result<(), LabError> {
+        let networks: Vec<u64> = machine.interfaces.keys().copied().collect();
+        fabric::unplug_machine(machine.spec.id, &networks).await?;
+        self.registry.remove(machine.spec.id)?;
+        let (group, dir) = (machine.group.clone(), machine.dir.clone());
+        blocking(move || {
+            umount2(&dir.join("root"), MntFlags::MNT_DETACH).attempt(|| "unmount the machine's root".into())?;
+            group.remove(GONE_DEADLINE)?;
+            fs::remove_dir_all(&dir).attempt(|| format!("remove {}", dir.display()))
+        })
+        .await
+    }
+}
+
+impl Machine {
+    fn free_letter(&self) -> Result<char, LabError> {
+        let taken: Vec<char> = self.volumes.values().map(|p| p.letter).collect();
+        LETTERS
+            .into_iter()
+            .find(|l| !taken.contains(l))
+            .ok_or_else(|| LabError::new(format!("machine {} has no letter left for a volume", self.spec.id)))
+    }
+
+    fn free_interface(&self) -> u32 {
+        let taken: Vec<u32> = self.interfaces.values().map(|i| i.number).collect();
+        (FIRST_PRIVATE_INTERFACE..).find(|n| !taken.contains(n)).unwrap_or(FIRST_PRIVATE_INTERFACE)
+    }
+
+    /// Tells the machine's first boot unit that its disks are plugged in.
+    fn let_go(&self, leader: i32) -> Result<(), LabError> {
+        let marker = format!("/proc/{leader}/root/dev/.lab-ready");
+        fs::write(&marker, "").attempt(|| "tell the machine that its disks are there".into())
+    }
+}
+
+/// Waits for the end of a boot that nobody ordered: boots again or tells the cloud.
+async fn watch_over(lab: Weak<Lab>, id: u64, nspawn: i32, mut child: Child, ended: watch::Sender<bool>) {
+    let status = child.wait().await;
+    // Nobody waits when the end was not ordered.
+    let _ = ended.send(true);
+    let Some(lab) = lab.upgrade() else { return };
+    let Ok(machine) = lab.machine(id) else { return };
+    let mut machine = machine.lock().await;
+    if machine.running.as_ref().is_none_or(|r| r.nspawn != nspawn) {
+        return;
+    }
+    machine.running = None;
+    let reboot = status.is_ok_and(|s| s.code() == Some(nspawn::EXIT_REBOOT));
+    let mut outcome = lab.settle(&mut machine).await;
+    if outcome.is_ok() && reboot {
+        outcome = lab.boot_again(&mut machine).await;
+        if outcome.is_ok() {
+            return;
+        }
+    }
+    if let Err(error) = outcome {
+        eprintln!("machine {id} ({}): {error}", machine.spec.name);
+    }
+    drop(machine);
+    // The receiver ends with the lab.
+    let _ = lab.events.send(MachineEvent::Stopped(id)).await;
+}
+
+impl Lab {
+    /// Boxed, because a boot starts a watch that may boot again.
+    fn boot_again<'a>(
+        self: &'a Arc<Self>,
+        machine: &'a mut Machine,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<(), LabError>> + Send + 'a>> {
+        Box::pin(self.boot(machine))
+    }
+}
+
+/// Overlay root and the real file systems for what cannot live on an overlay.
+fn make_disk(golden: &Path, dir: &Path) -> Result<(), LabError> {
+    for name in ["up", "work", "root", "containerd", "kubelet"] {
+        fs::create_dir_all(dir.join(name)).attempt(|| format!("make {}", dir.join(name).display()))?;
+    }
+    // Volatile: nothing of a machine's root outlives the lab, so syncs of it cost nothing. Volumes sync for real.
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={},volatile",
+        golden.display(),
+        dir.join("up").display(),
+        dir.join("work").display()
+    );
+    mount(Some("overlay"), &dir.join("root"), Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+        .attempt(|| format!("mount the machine's root on {}", dir.join("root").display()))
+}
+
+/// Work that sleeps or walks directories, off the event loop.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, LabError> + Send + 'static,
+) -> Result<T, LabError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(LabError::new(format!("a task failed: {error}"))))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

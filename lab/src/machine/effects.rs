@@ -1,0 +1,197 @@
+use async_trait::async_trait;
+
+use super::*;
+use crate::backend::{Backend, Metadata};
+
+#[async_trait]
+impl Backend for Machines {
+    async fn create_machine(&self, spec: &MachineSpec, _metadata: &Metadata) -> Effect {
+        let lab = &self.lab;
+        let id = spec.id;
+        let dir = lab.disks.join("machines").join(id.to_string());
+        let limits = Limits { memory_bytes: spec.memory_mb << 20, cores: spec.cores };
+        let (cgroups, golden, made) = (lab.cgroups.clone(), lab.golden.clone(), dir.clone());
+        let group = blocking(move || {
+            make_disk(&golden, &made)?;
+            cgroups.create(id, limits)
+        })
+        .await?;
+        fabric::plug_machine(id, spec.public_ipv4).await?;
+        let machine = Machine {
+            spec: spec.clone(),
+            dir,
+            group,
+            running: None,
+            volumes: BTreeMap::new(),
+            interfaces: BTreeMap::new(),
+        };
+        lab.register(&machine)?;
+        lock(&lab.machines).insert(id, Arc::new(tokio::sync::Mutex::new(machine)));
+        Ok(())
+    }
+
+    async fn power_on(&self, id: u64) -> Effect {
+        let machine = self.lab.machine(id)?;
+        let mut machine = machine.lock().await;
+        if machine.running.is_none() {
+            self.lab.boot(&mut machine).await?;
+        }
+        Ok(())
+    }
+
+    async fn power_off(&self, id: u64) -> Effect {
+        let machine = self.lab.machine(id)?;
+        let mut machine = machine.lock().await;
+        Ok(self.lab.cut_power(&mut machine).await?)
+    }
+
+    async fn shutdown(&self, id: u64) -> Effect {
+        let machine = self.lab.machine(id)?;
+        let machine = machine.lock().await;
+        if let Some(running) = &machine.running {
+            // SAFETY: a plain system call; the process is ours, and if it just died the call fails harmlessly.
+            unsafe { libc::kill(running.leader, POWER_OFF_SIGNAL) };
+        }
+        Ok(())
+    }
+
+    async fn reset(&self, id: u64) -> Effect {
+        let machine = self.lab.machine(id)?;
+        let mut machine = machine.lock().await;
+        self.lab.cut_power(&mut machine).await?;
+        Ok(self.lab.boot(&mut machine).await?)
+    }
+
+    async fn reboot(&self, id: u64) -> Effect {
+        let machine = self.lab.machine(id)?;
+        let machine = machine.lock().await;
+        if let Some(running) = &machine.running {
+            // Gone already: then its end is noticed elsewhere.
+            let _ = kill(Pid::from_raw(running.leader), Signal::SIGINT);
+        }
+        Ok(())
+    }
+
+    async fn delete_machine(&self, id: u64) -> Effect {
+        let held = self.lab.machine(id)?;
+        let mut machine = held.lock().await;
+        self.lab.cut_power(&mut machine).await?;
+        self.lab.erase(&machine).await?;
+        lock(&self.lab.machines).remove(&id);
+        Ok(())
+    }
+
+    async fn create_volume(&self, id: u64, size_gb: u32, format: Option<&str>) -> Effect {
+        Ok(volume::create(&self.lab.image(id), size_gb, format).await?)
+    }
+
+    async fn attach_volume(&self, id: u64, machine: u64) -> Effect {
+        if self.lab.holder(id).await.is_some() {
+            return Err(LabError::new(format!("volume {id} is attached already")).into());
+        }
+        let machine = self.lab.machine(machine)?;
+        let mut machine = machine.lock().await;
+        let letter = machine.free_letter()?;
+        machine.volumes.insert(id, Plugged { letter, device: None });
+        if let Err(error) = self.lab.plug(&mut machine, id) {
+            machine.volumes.remove(&id);
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    async fn detach_volume(&self, id: u64, machine: u64) -> Effect {
+        let held = self.lab.machine(machine)?;
+        let mut machine = held.lock().await;
+        let Some(plugged) = machine.volumes.remove(&id) else {
+            return Err(LabError::new(format!("volume {id} is not attached to this machine")).into());
+        };
+        if let (Some(device), Some(running)) = (plugged.device, &machine.running) {
+            volume::cut_off(&machine.group.processes(), device.major, device.minor);
+            volume::unplug(running.leader, plugged.letter, id)?;
+            machine.group.deny_device(device.major, device.minor)?;
+            blocking(move || {
+                device.release();
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_volume(&self, id: u64) -> Effect {
+        let image = self.lab.image(id);
+        fs::remove_file(&image).attempt(|| format!("remove {}", image.display()))?;
+        Ok(())
+    }
+
+    async fn resize_volume(&self, id: u64, size_gb: u32) -> Effect {
+        volume::resize(&self.lab.image(id), size_gb)?;
+        if let Some(machine) = self.lab.holder(id).await
+            && let Some(device) = machine.lock().await.volumes.get(&id).and_then(|p| p.device.as_ref())
+        {
+            device.grow()?;
+        }
+        Ok(())
+    }
+
+    async fn create_network(&self, id: u64, range: &str) -> Effect {
+        let gateway = first_address(range)?;
+        fabric::create_network(id).await?;
+        lock(&self.lab.networks).insert(id, gateway);
+        Ok(())
+    }
+
+    async fn delete_network(&self, id: u64) -> Effect {
+        fabric::delete_network(id)?;
+        lock(&self.lab.networks).remove(&id);
+        Ok(())
+    }
+
+    async fn attach_network(&self, machine: u64, network: u64, address: Ipv4Addr, range: &str) -> Effect {
+        let gateway = lock(&self.lab.networks).get(&network).copied();
+        let gateway = gateway.ok_or_else(|| LabError::new(format!("there is no network {network}")))?;
+        let held = self.lab.machine(machine)?;
+        let mut held = held.lock().await;
+        let number = held.free_interface();
+        fabric::plug_private(&Cable {
+            machine,
+            network,
+            interface: format!("ens{number}"),
+            address,
+            range: range.to_owned(),
+            gateway,
+        })
+        .await?;
+        held.interfaces.insert(network, Interface { number, address });
+        Ok(())
+    }
+
+    async fn detach_network(&self, machine: u64, network: u64) -> Effect {
+        let held = self.lab.machine(machine)?;
+        let mut held = held.lock().await;
+        fabric::unplug_private(machine, network).await?;
+        held.interfaces.remove(&network);
+        Ok(())
+    }
+
+    async fn set_routes(&self, network: u64, routes: &[(String, Ipv4Addr)]) -> Effect {
+        let all: Vec<(u64, _)> = lock(&self.lab.machines).iter().map(|(id, machine)| (*id, Arc::clone(machine))).collect();
+        let mut addresses = HashMap::new();
+        for (id, machine) in all {
+            if let Some(interface) = machine.lock().await.interfaces.get(&network) {
+                addresses.insert(interface.address, id);
+            }
+        }
+        // A route to an address that no machine has leads nowhere, as at Hetzner.
+        let routes = routes.iter().filter_map(|(range, via)| Some((range.clone(), *via, *addresses.get(via)?)));
+        Ok(fabric::set_routes(network, &routes.collect::<Vec<_>>()).await?)
+    }
+}
+
+/// The first usable address of a range, its gateway.
+fn first_address(range: &str) -> Result<Ipv4Addr, LabError> {
+    let address = range.split('/').next().and_then(|a| a.parse::<Ipv4Addr>().ok());
+    let address = address.ok_or_else(|| LabError::new(format!("{range} is no IPv4 range")))?;
+    Ok(Ipv4Addr::from_bits(address.to_bits().saturating_add(1)))
+}
