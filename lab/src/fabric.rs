@@ -130,7 +130,7 @@ pub(crate) async fn create_network(id: u64) -> Result<(), LabError> {
     let space = network(id);
     netns::create(&space)?;
     make_router(&space)?;
-    ip(&space, "link set lo up\nrule add priority 40000 table 100\nroute add unreachable default table 100 metric 999\n").await
+    ip(&space, "link set lo up\nrule add priority 40000 table 100\n").await
 }
 
 /// Removes a private network.

@@ -97,7 +97,7 @@ fn status(context: &Context) -> Result<(), CliError> {
         return Ok(());
     }
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::NOTHING).set_header(["LAB", "API", "S3", "SERVERS"]);
+    table.load_style(comfy_table::presets::NOTHING).set_header(["LAB", "API", "S3", "SERVERS"]);
     for lab in labs {
         let api = if lab.api_answers { lab.api } else { format!("{} (no answer)", lab.api) };
         let state = |m: &control::Machine| if m.running { m.name.clone() } else { format!("{} (off)", m.name) };
@@ -140,7 +140,9 @@ fn environment(info: &LabInfo, context: &Context) {
 }
 
 fn pairs(info: &LabInfo) -> serde_json::Value {
-    info.environment(false).into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect()
+    serde_json::Value::Object(
+        info.environment(false).into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect(),
+    )
 }
 
 fn say(context: &Context, line: &str) {

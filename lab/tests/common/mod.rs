@@ -1,0 +1,204 @@
+//! A lab for a test binary: started with the real processes, driven over HTTP and `exec`, and looked for afterwards.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hk_lab::{LabInfo, LabOptions, control};
+use serde_json::{Value, json};
+
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_hk-labd");
+
+/// A lab that ends with the test.
+pub struct Lab {
+    pub info: LabInfo,
+    client: reqwest::Client,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Lab {
+    pub fn up(name: &str) -> Self {
+        let options = LabOptions { name: name.to_owned(), cache_dir: cache_dir(), state_dir: state_dir() };
+        let mut daemon = Command::new(PROGRAM);
+        daemon.arg("daemon");
+        let info = control::up(&options, daemon, &mut |line| eprintln!("{line}")).expect("the lab comes up");
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        Self { info, client: reqwest::Client::new(), runtime }
+    }
+
+    /// Calls the cloud's API as a client on the host does.
+    pub fn call(&self, method: &str, path: &str, body: Option<Value>) -> Value {
+        let url = format!("http://{}/v1{path}", self.info.api_published);
+        let method = method.parse().expect("a method");
+        let mut request = self.client.request(method, url).bearer_auth(&self.info.token);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let (status, text) = self.runtime.block_on(async {
+            let answer = request.send().await.expect("the API answers");
+            (answer.status(), answer.text().await.expect("a body"))
+        });
+        assert!(status.is_success(), "{path}: {status}: {text}");
+        serde_json::from_str(&text).unwrap_or(Value::Null)
+    }
+
+    /// Waits for the actions in an answer.
+    pub fn done(&self, answer: &Value) {
+        let mut ids: Vec<u64> = answer["action"]["id"].as_u64().into_iter().collect();
+        for list in ["actions", "next_actions"] {
+            ids.extend(answer[list].as_array().into_iter().flatten().filter_map(|a| a["id"].as_u64()));
+        }
+        for id in ids {
+            eventually(&format!("action {id} ends"), || {
+                let action = self.call("GET", &format!("/actions?id={id}"), None)["actions"][0].clone();
+                assert_ne!(action["status"], "error", "{action}");
+                action["status"] == "success"
+            });
+        }
+    }
+
+    pub fn post(&self, path: &str, body: Value) -> Value {
+        let answer = self.call("POST", path, Some(body));
+        self.done(&answer);
+        answer
+    }
+
+    pub fn delete(&self, path: &str) {
+        let answer = self.call("DELETE", path, None);
+        self.done(&answer);
+    }
+
+    /// A server's id and public address.
+    pub fn server(&self, name: &str, location: &str, more: Value) -> (u64, String) {
+        let mut body = json!({"name": name, "server_type": "cx23", "image": "debian-12", "location": location});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            body[key] = value.clone();
+        }
+        let answer = self.post("/servers", body);
+        let server = &answer["server"];
+        let address = server["public_net"]["ipv4"]["ip"].as_str().expect("a public address").to_owned();
+        (server["id"].as_u64().expect("an id"), address)
+    }
+
+    /// Runs a shell command at a place (`operator`, `server:<name>`); its status and output.
+    pub fn sh(&self, place: &str, script: &str) -> (i32, String) {
+        let output = Command::new(PROGRAM)
+            .args(["exec", &self.info.name, place, "sh", "-c", script])
+            .stdin(Stdio::null())
+            .output()
+            .expect("hk-labd runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code().unwrap_or(-1), text.trim().to_owned())
+    }
+
+    /// Runs a shell command that must succeed.
+    pub fn ok(&self, place: &str, script: &str) -> String {
+        let (status, text) = self.sh(place, script);
+        assert_eq!(status, 0, "{script}: {text}");
+        text
+    }
+
+    pub fn answers_ssh(&self, from: &str, address: &str) -> bool {
+        let script = format!("exec timeout 2 bash -c 'exec 3<>/dev/tcp/{address}/22; head -c 4 <&3'");
+        self.sh(from, &script).1.contains("SSH-")
+    }
+
+    pub fn wait_for_ssh(&self, address: &str) {
+        eventually(&format!("{address} answers on port 22"), || self.answers_ssh("operator", address));
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // A test that ended it already finds nothing here.
+        let _ = control::down(&self.info.name);
+    }
+}
+
+pub fn cache_dir() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/hk-dr");
+    std::env::var_os("HK_DR_CACHE").map_or_else(home, PathBuf::from)
+}
+
+pub fn state_dir() -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+}
+
+/// Tries for a minute.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < end, "not within 60 s: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// What of a lab is on the host: anything here after its end is a leak.
+#[derive(Debug, PartialEq, Eq, Default)]
+pub struct Traces {
+    pub processes: Vec<i32>,
+    pub mounts: Vec<String>,
+    pub loops: Vec<String>,
+    pub groups: Vec<PathBuf>,
+    pub files: Vec<PathBuf>,
+}
+
+impl Traces {
+    /// Looks for everything of the lab whose init has (or had) this process namespace.
+    pub fn of(info: &LabInfo, spaces: &Spaces) -> Self {
+        let disks = info.disks.display().to_string();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+        let mut files = vec![PathBuf::from("/run/hk-dr/labs").join(&info.name), info.disks.clone()];
+        files.retain(|path| path.exists());
+        Self {
+            processes: spaces.processes(info.guardian_pid),
+            mounts: mounts.lines().filter(|l| l.contains(&disks)).map(str::to_owned).collect(),
+            loops: loops(&disks),
+            groups: groups(&info.name),
+            files,
+        }
+    }
+}
+
+/// The namespaces of a living lab, by which its processes are known.
+pub struct Spaces {
+    pid: PathBuf,
+    net: PathBuf,
+}
+
+impl Spaces {
+    pub fn of(info: &LabInfo) -> Self {
+        let read = |kind: &str| fs::read_link(format!("/proc/{}/ns/{kind}", info.init_pid)).expect("a namespace");
+        Self { pid: read("pid"), net: read("net") }
+    }
+
+    fn processes(&self, guardian: i32) -> Vec<i32> {
+        let entries = fs::read_dir("/proc").expect("/proc").flatten();
+        let pids = entries.filter_map(|e| e.file_name().to_string_lossy().parse::<i32>().ok());
+        let is = |pid: &i32, kind: &str, space: &Path| {
+            fs::read_link(format!("/proc/{pid}/ns/{kind}")).is_ok_and(|link| link == space)
+        };
+        let guards = |pid: &i32| {
+            *pid == guardian
+                && fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.windows(7).any(|w| w == b"hk-labd"))
+        };
+        pids.filter(|pid| is(pid, "pid", &self.pid) || is(pid, "net", &self.net) || guards(pid)).collect()
+    }
+}
+
+fn loops(disks: &str) -> Vec<String> {
+    let entries = fs::read_dir("/sys/block").expect("/sys/block").flatten();
+    let files = entries.filter_map(|e| fs::read_to_string(e.path().join("loop/backing_file")).ok());
+    files.filter(|file| file.contains(disks)).collect()
+}
+
+fn groups(name: &str) -> Vec<PathBuf> {
+    let top = Path::new("/sys/fs/cgroup");
+    let trees = fs::read_dir(top).expect("control groups").flatten().map(|e| e.path());
+    let all = trees.chain([top.to_owned()]).map(|tree| tree.join("hk-dr-lab").join(name));
+    all.filter(|path| path.exists()).collect()
+}

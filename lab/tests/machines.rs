@@ -1,0 +1,167 @@
+//! Machines, volumes, networks and S3 of one lab, as their users meet them. Needs root.
+
+mod common;
+
+use common::{Lab, eventually};
+use serde_json::json;
+
+/// One lab for all of it: each part leaves behind what the next ones need.
+#[test]
+fn a_lab_behaves_like_a_small_cloud() {
+    let lab = Lab::up("t-machines");
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIEJ7dFzSvwzV7NQx2qVTXd7OGOrJfzgZcfYsHBsfMEf test";
+    let key = lab.post("/ssh_keys", json!({"name": "k", "public_key": key}))["ssh_key"]["id"].clone();
+    let network = lab.post(
+        "/networks",
+        json!({"name": "n", "ip_range": "10.0.0.0/16",
+            "subnets": [{"type": "cloud", "ip_range": "10.0.0.0/24", "network_zone": "eu-central"}]}),
+    )["network"]["id"]
+        .clone();
+    let user_data = "#!/bin/sh\necho ran >> /root/user-data\n";
+    let more = json!({"ssh_keys": [key], "networks": [network], "user_data": user_data});
+    let servers: Vec<(u64, String)> = [("m1", "fsn1"), ("m2", "nbg1"), ("m3", "hel1")]
+        .into_iter()
+        .map(|(name, location)| lab.server(name, location, more.clone()))
+        .collect();
+    for (_, address) in &servers {
+        lab.wait_for_ssh(address);
+    }
+
+    metadata_arrives(&lab);
+    places_reach_what_they_should(&lab, &servers[0].1);
+    private_network_connects_locations(&lab);
+    machines_are_fenced_off(&lab);
+    let volume = volumes_keep_what_was_synced(&lab, servers[0].0, servers[1].0);
+    reboot_and_power(&lab, servers[1].0, &servers[1].1);
+    lab.post(&format!("/volumes/{volume}/actions/detach"), json!({}));
+    lab.delete(&format!("/volumes/{volume}"));
+    object_store_keeps_its_promises(&lab);
+    for (id, _) in servers {
+        lab.delete(&format!("/servers/{id}"));
+    }
+    assert!(!lab.answers_ssh("operator", "203.0.113.1"));
+}
+
+fn metadata_arrives(lab: &Lab) {
+    assert_eq!(lab.ok("server:m1", "hostname"), "m1");
+    assert!(lab.ok("server:m1", "cat /root/.ssh/authorized_keys").contains("ssh-ed25519 AAAA"));
+    assert_eq!(lab.ok("server:m1", "cat /root/user-data"), "ran");
+    assert_eq!(lab.ok("server:m1", "systemctl is-active containerd || true"), "inactive");
+}
+
+fn places_reach_what_they_should(lab: &Lab, address: &str) {
+    assert!(lab.answers_ssh("internet", address));
+    let get = "curl -s -o /dev/null -w '%{http_code}' -H \"Authorization: Bearer $HCLOUD_TOKEN\" $HCLOUD_ENDPOINT/servers";
+    assert_eq!(lab.ok("operator", get), "200");
+    assert_eq!(lab.ok("operator", "curl -s -o /dev/null -w '%{http_code}' $AWS_ENDPOINT_URL/"), "403");
+    assert_eq!(lab.sh("operator", "exit 7").0, 7);
+    let (status, _) = lab.sh("operator", "kill -9 $$");
+    assert_eq!(status, 137);
+}
+
+fn private_network_connects_locations(lab: &Lab) {
+    let address = lab.ok("server:m3", "ip -4 -o addr show dev ens10 | awk '{print $4}' | cut -d/ -f1");
+    assert!(address.starts_with("10.0.0."), "{address}");
+    assert!(lab.answers_ssh("server:m1", &address));
+    assert!(!lab.answers_ssh("operator", &address), "a private address is private");
+    assert_eq!(lab.ok("server:m1", "cat /sys/class/net/ens10/mtu"), "1450");
+}
+
+fn machines_are_fenced_off(lab: &Lab) {
+    // Devices: the root disk of the host, whatever its number, is none of the machine's.
+    let disk = std::fs::metadata("/dev/vda").or_else(|_| std::fs::metadata("/dev/sda"));
+    if let Ok(disk) = disk {
+        use std::os::unix::fs::MetadataExt;
+        let device = disk.rdev();
+        let (major, minor) = (libc::major(device), libc::minor(device));
+        let read = format!("mknod /root/d b {major} {minor} && head -c 1 /root/d");
+        assert_ne!(lab.sh("server:m1", &read).0, 0);
+        assert_ne!(lab.sh("server:m1", "cat /sys/fs/cgroup/devices/devices.list | grep -q '^a'").0, 0);
+    }
+    // Networks: no machine speaks with another's address.
+    let spoofed = "ip addr add 203.0.113.200/32 dev lo && curl -s --interface 203.0.113.200 --max-time 1 \
+                   http://169.254.169.254/hetzner/v1/metadata";
+    assert_ne!(lab.sh("server:m1", spoofed).0, 0);
+}
+
+/// Returns the volume, attached to the second machine.
+fn volumes_keep_what_was_synced(lab: &Lab, first: u64, second: u64) -> u64 {
+    let answer = lab.post("/volumes", json!({"name": "v", "size": 10, "location": "fsn1", "format": "ext4"}));
+    let volume = answer["volume"]["id"].as_u64().expect("an id");
+    let (attach, detach) = (format!("/volumes/{volume}/actions/attach"), format!("/volumes/{volume}/actions/detach"));
+    lab.post(&attach, json!({"server": first, "automount": false}));
+    let device = format!("/dev/disk/by-id/scsi-0HC_Volume_{volume}");
+    let write = format!("mkdir -p /v; mount {device} /v; echo a >/v/synced; sync; echo b >/v/unsynced");
+    lab.ok("server:m1", &write);
+    lab.post(&detach, json!({}));
+    let (status, text) = lab.sh("server:m1", "cat /v/synced; echo c >/v/late");
+    assert_ne!(status, 0);
+    assert!(text.contains("Input/output error"), "{text}");
+    assert_ne!(lab.sh("server:m1", &format!("test -e {device}")).0, 0);
+    // While the old file system is still mounted, and again after it is gone.
+    lab.post(&attach, json!({"server": first, "automount": false}));
+    let read = format!("mkdir -p /w; mount {device} /w; ls /w");
+    let listed = lab.ok("server:m1", &read);
+    assert!(listed.contains("synced") && !listed.contains("unsynced") && !listed.contains("late"), "{listed}");
+    lab.ok("server:m1", "umount /w; umount /v");
+    assert_ne!(lab.call("GET", &format!("/servers/{second}"), None)["server"]["id"], json!(null));
+    volume
+}
+
+fn reboot_and_power(lab: &Lab, id: u64, address: &str) {
+    let boot = || lab.sh("server:m2", "cat /proc/sys/kernel/random/boot_id; stat -c %Y /proc/1").1;
+    let before = boot();
+    lab.ok("server:m2", "touch /run/old");
+    lab.post(&format!("/servers/{id}/actions/reboot"), json!({}));
+    eventually("the machine reboots", || lab.sh("server:m2", "test ! -e /run/old").0 == 0 && boot() != before);
+    lab.wait_for_ssh(address);
+    assert_eq!(lab.ok("server:m2", "cat /root/user-data"), "ran", "once per instance, not per boot");
+
+    lab.sh("server:m2", "systemctl poweroff");
+    let status = || lab.call("GET", &format!("/servers/{id}"), None)["server"]["status"].clone();
+    eventually("the cloud notices a machine that powers itself off", || status() == "off");
+    lab.post(&format!("/servers/{id}/actions/poweron"), json!({}));
+    lab.wait_for_ssh(address);
+    lab.post(&format!("/servers/{id}/actions/reset"), json!({}));
+    lab.wait_for_ssh(address);
+    lab.post(&format!("/servers/{id}/actions/shutdown"), json!({}));
+    eventually("the machine obeys the power button", || status() == "off");
+    lab.post(&format!("/servers/{id}/actions/poweron"), json!({}));
+    lab.wait_for_ssh(address);
+    lab.post(&format!("/servers/{id}/actions/poweroff"), json!({}));
+    assert!(!lab.answers_ssh("operator", address));
+}
+
+fn object_store_keeps_its_promises(lab: &Lab) {
+    // The secret goes through standard input; what curl signs, S3 checks.
+    let s3 = |arguments: &str| {
+        let script = format!(
+            "printf 'user = \"%s:%s\"\\n' $AWS_ACCESS_KEY_ID $AWS_SECRET_ACCESS_KEY | \
+             curl -s -K - --aws-sigv4 aws:amz:$AWS_REGION:s3 -w '\\n%{{http_code}}' {arguments}"
+        );
+        let text = lab.ok("operator", &script);
+        let (body, code) = text.rsplit_once('\n').unwrap_or(("", &text));
+        (code.to_owned(), body.to_owned())
+    };
+    let bucket = "$AWS_ENDPOINT_URL/backups";
+    assert_eq!(s3(&format!("-X PUT -H 'x-amz-bucket-object-lock-enabled: true' {bucket}")).0, "200");
+    let put = |body: &str, more: &str| s3(&format!("-X PUT --data-binary {body} {more} {bucket}/a/b")).0;
+    assert_eq!(put("one", "-H 'If-None-Match: *'"), "200");
+    assert_eq!(put("two", "-H 'If-None-Match: *'"), "412", "a conditional put holds");
+    assert_eq!(s3(&format!("{bucket}/a/b")).1, "one");
+
+    let versions = s3(&format!("{bucket}?versions=")).1;
+    let version = versions.split("<VersionId>").nth(1).and_then(|v| v.split('<').next()).expect("a version").to_owned();
+    let until = "2099-01-01T00:00:00Z";
+    let lock = format!(
+        "<Retention xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Mode>COMPLIANCE</Mode>\
+         <RetainUntilDate>{until}</RetainUntilDate></Retention>"
+    );
+    let (code, body) =
+        s3(&format!("-X PUT --data-binary '{lock}' '{bucket}/a/b?retention=&versionId={version}'").replace("'$AWS_ENDPOINT_URL", "\"$AWS_ENDPOINT_URL\"'"));
+    assert_eq!(code, "200", "{body}");
+    let (code, _) =
+        s3(&format!("-X DELETE '{bucket}/a/b?versionId={version}'").replace("'$AWS_ENDPOINT_URL", "\"$AWS_ENDPOINT_URL\"'"));
+    assert_eq!(code, "403", "a locked version stays");
+    assert_eq!(s3(&format!("{bucket}/a/b")).1, "one");
+}
