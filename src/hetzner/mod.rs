@@ -1,1 +1,24 @@
-//! (room prepared)
+//! Hetzner Cloud: a small client of our own for the resources hk-dr uses.
+//!
+//! - `cloud`: [`HetznerCloud`], which implements the port. `create`: what creating has to watch out for.
+//! - `actions`: one poller for everything that is under way. `http`: requests, retries, pages. `budget`: the rate limit.
+//! - `wire`: the JSON, read tolerantly. `error`: what the API's codes mean here.
+//! - `fake`: [`FakeCloud`], the cloud in memory. `contract`: what both must do.
+//!
+//! Architecture invariant: no type of `wire` leaves this module; nothing is created twice for one unique name.
+
+mod actions;
+mod budget;
+mod cloud;
+#[cfg(test)]
+mod contract;
+mod create;
+mod error;
+mod fake;
+mod http;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+pub use cloud::{DEFAULT_ENDPOINT, HetznerCloud};
+pub use fake::{Call, FakeCloud};
