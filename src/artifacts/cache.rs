@@ -1,52 +1,20 @@
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 
-use super::download::{self, Downloader, Received, digest_file, local, shown};
+use super::download::{self, Downloader, digest_file, local};
 use super::gobuild::Builder;
 use super::lock::{Artifact, Kind, Lock};
 use super::progress::{Happening, Progress};
+use super::sources::{Offers, Sources, Vouched, in_background, wrong};
 use crate::ports::{ErrorCode, PortError, PortResult};
 
 /// How long another process may hold the cache: as long as all builds together may take.
 const LOCK_DEADLINE: Duration = Duration::from_secs(60 * 60);
 const LOCK_POLL: Duration = Duration::from_millis(250);
-
-/// Where files may come from, besides the cache.
-#[derive(Debug, Clone, Default)]
-pub struct Sources {
-    /// Asked first.
-    pub mirror: Option<Mirror>,
-    /// Whether official releases may be downloaded.
-    pub release: bool,
-    /// Whether files may be built from Go modules.
-    pub build: bool,
-}
-
-/// A place of the user's that holds `<sha256>` or `<name>-<version>`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Mirror {
-    Directory(PathBuf),
-    /// Without the slash at the end.
-    Url(String),
-}
-
-impl FromStr for Mirror {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(if text.starts_with("http://") || text.starts_with("https://") {
-            Self::Url(text.trim_end_matches('/').to_owned())
-        } else {
-            Self::Directory(PathBuf::from(text.strip_prefix("file://").unwrap_or(text)))
-        })
-    }
-}
 
 /// The folder `artifacts` below hk-dr's cache.
 pub struct Cache {
@@ -62,15 +30,6 @@ struct Record {
     sha256: String,
     /// Set if no digest is pinned for how the file was made: the artifact's recipe then.
     recipe: Option<String>,
-}
-
-/// A file that may enter the cache, and what vouches for it.
-struct Vouched {
-    file: NamedTempFile,
-    sha256: String,
-    /// None if its digest is pinned.
-    recipe: Option<String>,
-    source: String,
 }
 
 impl Cache {
@@ -148,12 +107,13 @@ impl Cache {
         let _guard = self.exclusive(artifacts, progress).await?;
         // The process that held the lock may have brought them.
         let missing = self.missing(artifacts, progress, false).await?;
-        let downloader = Downloader::new()?;
+        let folder = self.folder();
+        let offers = Offers { sources, folder: &folder, downloader: Downloader::new()?, progress };
         let mut unobtained: Vec<(&Artifact, Vec<String>)> = Vec::new();
         for artifact in missing {
             let started = Instant::now();
             let mut refusals = Vec::new();
-            match self.obtain(artifact, sources, &downloader, &mut refusals, progress).await? {
+            match offers.obtain(artifact, &mut refusals).await? {
                 Some(vouched) => self.admit(artifact, vouched, started, progress).await?,
                 None => unobtained.push((artifact, refusals)),
             }
@@ -256,94 +216,6 @@ impl Cache {
             }
             _ => Ok(Checked::Bad(format!("its SHA-256 is {sha256}, which artifacts.lock does not pin"))),
         }
-    }
-
-    /// Asks the mirror, then the official release. None if neither has it; an error if one has something else.
-    async fn obtain(
-        &self,
-        artifact: &Artifact,
-        sources: &Sources,
-        downloader: &Downloader,
-        refusals: &mut Vec<String>,
-        progress: &dyn Progress,
-    ) -> PortResult<Option<Vouched>> {
-        let folder = self.folder();
-        let mut refuse = |source: &str, reason: String| {
-            progress.report(&artifact.name, Happening::Skipped { source: source.to_owned(), reason: reason.clone() });
-            refusals.push(format!("{source}: {reason}"));
-        };
-        if let Some(mirror) = &sources.mirror {
-            match self.from_mirror(artifact, mirror, downloader, progress).await {
-                Ok(Some(vouched)) => return Ok(Some(vouched)),
-                Ok(None) => refuse("mirror", "does not have it".into()),
-                Err(e) if may_try_another(e.code) => refuse("mirror", e.message),
-                Err(e) => return Err(e),
-            }
-        }
-        if sources.release
-            && let Some(release) = &artifact.release
-        {
-            let Some(pinned) = &release.sha256 else {
-                refuse("official release", "no digest is pinned for it".into());
-                return Ok(None);
-            };
-            match downloader.get(&release.url, &folder, &artifact.name, progress).await {
-                Ok(received) => {
-                    if received.sha256 != *pinned {
-                        return Err(wrong(artifact, &shown(&release.url), &received.sha256, &[pinned]));
-                    }
-                    let vouched = self.unwrap(artifact, received, shown(&release.url)).await?;
-                    return Ok(Some(vouched));
-                }
-                Err(e) if may_try_another(e.code) => refuse("official release", e.message),
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(None)
-    }
-
-    async fn from_mirror(
-        &self,
-        artifact: &Artifact,
-        mirror: &Mirror,
-        downloader: &Downloader,
-        progress: &dyn Progress,
-    ) -> PortResult<Option<Vouched>> {
-        let mut pins = artifact.pinned_digests();
-        pins.extend(artifact.pinned_archive().map(|(_, _, sha256)| sha256));
-        let file_name = artifact.file_name();
-        for name in pins.iter().copied().chain([file_name.as_str()]) {
-            let (received, place) = match mirror {
-                Mirror::Directory(directory) => {
-                    let place = directory.join(name);
-                    (download::copy(&place, &self.folder()), place.display().to_string())
-                }
-                Mirror::Url(base) => {
-                    let url = format!("{base}/{name}");
-                    (downloader.get(&url, &self.folder(), &artifact.name, progress).await, shown(&url))
-                }
-            };
-            let received = match received {
-                Err(e) if e.code == ErrorCode::NotFound => continue,
-                other => other?,
-            };
-            if !pins.contains(&received.sha256.as_str()) {
-                return Err(wrong(artifact, &place, &received.sha256, &pins));
-            }
-            return self.unwrap(artifact, received, place).await.map(Some);
-        }
-        Ok(None)
-    }
-
-    /// Takes the file out of its archive if what was received, and found to be pinned, is the archive.
-    async fn unwrap(&self, artifact: &Artifact, received: Received, source: String) -> PortResult<Vouched> {
-        let archive = artifact.pinned_archive().filter(|(_, _, sha256)| *sha256 == received.sha256);
-        let Some((_, member, _)) = archive else {
-            return Ok(Vouched { file: received.file, sha256: received.sha256, recipe: None, source });
-        };
-        let (member, folder) = (member.to_owned(), self.folder());
-        let unpacked = in_background(move || download::unpack(received.file.path(), &member, &folder)).await?;
-        Ok(Vouched { file: unpacked.file, sha256: unpacked.sha256, recipe: Some(artifact.recipe()), source })
     }
 
     async fn build(&self, artifacts: &[&Artifact], progress: &dyn Progress) -> PortResult<()> {
@@ -474,40 +346,10 @@ enum Checked {
     Bad(String),
 }
 
-/// Whether another source may have what this one could not give.
-fn may_try_another(code: ErrorCode) -> bool {
-    matches!(
-        code,
-        ErrorCode::NotFound
-            | ErrorCode::Unreachable
-            | ErrorCode::Timeout
-            | ErrorCode::Forbidden
-            | ErrorCode::Unauthorized
-            | ErrorCode::RateLimited
-            | ErrorCode::ServerError
-    )
-}
-
-fn wrong(artifact: &Artifact, source: &str, found: &str, pinned: &[&str]) -> PortError {
-    let (name, version) = (&artifact.name, &artifact.version);
-    PortError::new(
-        ErrorCode::Corrupt,
-        format!("{name} {version} from {source} has SHA-256 {found}, but artifacts.lock pins {}", pinned.join(" or ")),
-    )
-    .hint("the file was removed and nothing was installed; find out why that source has something else, or choose others with --sources")
-}
-
 fn mtime_ns(metadata: &std::fs::Metadata) -> i128 {
     i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec())
 }
 
 async fn digest_in_background(path: PathBuf) -> PortResult<String> {
     in_background(move || digest_file(&path).map(|(sha256, _)| sha256).map_err(|e| local("reading", &path, &e))).await
-}
-
-/// Runs work that reads or writes much on a thread that may block.
-async fn in_background<T: Send + 'static>(work: impl FnOnce() -> PortResult<T> + Send + 'static) -> PortResult<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|e| PortError::new(ErrorCode::Local, format!("a background task ended early: {e}")))?
 }

@@ -10,8 +10,12 @@ mod gobuild;
 mod lock;
 mod oci;
 mod progress;
+mod sources;
+#[cfg(test)]
+mod tests;
 
-pub use cache::{Cache, Mirror, Sources};
+pub use cache::Cache;
 pub use lock::{Artifact, GoBuild, Kind, Lock, Release, Toolchain};
 pub use oci::{PAUSE_IMAGE, WEB_IMAGE};
 pub use progress::{Happening, Progress, Silent};
+pub use sources::{Mirror, Sources};
