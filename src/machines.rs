@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use secrecy::SecretString;
 
-use crate::distribution::upstream::{self, Install, NOT_READY, Probe, REFUSED, Role};
 use crate::distribution::initial_cluster_of;
+use crate::distribution::upstream::{self, Install, NOT_READY, Probe, REFUSED, Role};
 use crate::ports::{
     Binary, ByteStream, ErrorClass, ErrorCode, EtcdRestore, Host, Machines, NodeProbe, Output, PortError, PortResult,
     RemoteFile, Service, Shell,

@@ -1,6 +1,7 @@
 //! The command line: parse, call, render. Only here is anything printed or the environment read.
 
 mod artifacts;
+mod bench;
 mod completions;
 mod context;
 mod error;
@@ -32,6 +33,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Artifacts(artifacts::Args),
+    Bench(bench::Args),
     Completions(completions::Args),
     Schema(schema::Args),
     Validate(validate::Args),
@@ -53,6 +55,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command, context: &Context) -> Result<(), CliError> {
     match command {
         Command::Artifacts(args) => artifacts::run(args, context),
+        Command::Bench(args) => bench::run(args, context),
         Command::Completions(args) => completions::run(args, context),
         Command::Schema(args) => schema::run(args, context),
         Command::Validate(args) => validate::run(args, context),

@@ -131,8 +131,7 @@ impl Engine {
                         && attempts_here[index] < ATTEMPTS_MAX;
                     self.progress.failed(step, &source, again);
                     if !again && failure.is_none() {
-                        failure =
-                            Some(RunError::Step { step: step.id.clone(), title: step.title.clone(), source });
+                        failure = Some(RunError::Step { step: step.id.clone(), title: step.title.clone(), source });
                     }
                 }
             }
@@ -193,15 +192,15 @@ fn backoff(attempts_before: u32) -> Duration {
 
 /// Observes, and applies what is missing, within the step's deadline.
 async fn perform(registry: &Registry, cx: &StepContext<'_>, step: &Step) -> Result<(bool, Value), PortError> {
-    let kind = registry
-        .find(&step.kind, step.version)
-        .map_err(|e| PortError::new(ErrorCode::Invalid, e.to_string()))?;
+    let kind =
+        registry.find(&step.kind, step.version).map_err(|e| PortError::new(ErrorCode::Invalid, e.to_string()))?;
     let work = async {
         match kind.observe(cx, &step.params).await? {
             Observed::Done(output) => Ok((true, output)),
             Observed::Absent | Observed::Partial => Ok((false, kind.apply(cx, &step.params).await?)),
-            Observed::Foreign(what) => Err(PortError::new(ErrorCode::Invalid, what)
-                .hint("nothing of it was touched; rename or remove it, or choose another cluster name, then run again")),
+            Observed::Foreign(what) => Err(PortError::new(ErrorCode::Invalid, what).hint(
+                "nothing of it was touched; rename or remove it, or choose another cluster name, then run again",
+            )),
         }
     };
     let deadline = Duration::from_secs(step.deadline_seconds.into());

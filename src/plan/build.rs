@@ -26,10 +26,8 @@ pub fn plan_build(basis: &Basis<'_>) -> Result<Plan, PlanError> {
         draft.add("secrets", &params, &[], title, "the bucket keeps none", 120);
     }
     draft.foundation();
-    let masters: Vec<&MasterConfig> =
-        cluster.masters.iter().filter(|m| !master_done(basis, m)).collect();
-    let workers: Vec<&WorkerConfig> =
-        cluster.workers.iter().filter(|w| !worker_done(basis, w)).collect();
+    let masters: Vec<&MasterConfig> = cluster.masters.iter().filter(|m| !master_done(basis, m)).collect();
+    let workers: Vec<&WorkerConfig> = cluster.workers.iter().filter(|w| !worker_done(basis, w)).collect();
     let mut roles = Vec::new();
     roles.extend((!masters.is_empty()).then_some(Role::Master));
     roles.extend((!workers.is_empty()).then_some(Role::Worker));

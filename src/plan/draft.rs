@@ -181,7 +181,8 @@ impl<'a> Draft<'a> {
             ssh_key: cluster.name.clone(),
             labels,
         };
-        let needs: Vec<&str> = ["network", "placement-group", "ssh-key"].into_iter().chain(after.iter().copied()).collect();
+        let needs: Vec<&str> =
+            ["network", "placement-group", "ssh-key"].into_iter().chain(after.iter().copied()).collect();
         let title = format!("create server {full} in {location}");
         self.add(format!("server/{full}"), &params, &needs, title, reason, 300);
     }
@@ -199,7 +200,8 @@ impl<'a> Draft<'a> {
         let (server_id, ready_id) = (format!("server/{full}"), format!("ready/{full}"));
         let (volume_id, mount_id) = (format!("volume/{volume}"), format!("mount/{full}"));
         let (configure_id, etcd_binaries) = (format!("configure/{full}"), format!("binaries-etcd/{full}"));
-        let attached = self.basis.inventory.volume(&volume).is_some_and(|v| v.server.is_some() && !self.has(&server_id));
+        let attached =
+            self.basis.inventory.volume(&volume).is_some_and(|v| v.server.is_some() && !self.has(&server_id));
         if !attached {
             let mut labels = self.labels();
             labels.insert(NAME_LABEL.into(), master.name.clone());
@@ -278,8 +280,7 @@ impl<'a> Draft<'a> {
         let params = WorkerStart { server: full.clone() };
         let needs = [configure_id.as_str(), &api, "clean"];
         self.add(&start_id, &params, &needs, format!("start kubelet and proxy on {full}"), reason, 60);
-        let params =
-            NodeReady { node: full.clone(), master_server: master.to_owned(), labels: worker.labels.clone() };
+        let params = NodeReady { node: full.clone(), master_server: master.to_owned(), labels: worker.labels.clone() };
         let title = format!("wait until node {full} is ready");
         self.add(format!("node/{full}"), &params, &[&start_id, &api], title, reason, 240);
     }

@@ -33,10 +33,10 @@ pub fn plan_rebuild(basis: &Basis<'_>, choice: &RebuildChoice) -> Result<Plan, P
         .filter_map(|s| Some((s.labels.get(super::NAME_LABEL)?.as_str(), s.location.as_str())))
         .collect();
     let mut draft = Draft::new(basis, &stay)?;
-    draft.findings.insert(0, format!(
-        "restoring snapshot {} (revision {}, taken {})",
-        snapshot.id, snapshot.revision, snapshot.taken_at
-    ));
+    draft.findings.insert(
+        0,
+        format!("restoring snapshot {} (revision {}, taken {})", snapshot.id, snapshot.revision, snapshot.taken_at),
+    );
 
     let old: Vec<_> = inventory.servers.iter().filter(|s| !is_new(basis, &s.labels)).collect();
     let left = match old.len() {

@@ -70,7 +70,8 @@ impl StepContext<'_> {
             return Ok(server);
         }
         let server = self.world.cloud.server_by_name(name).await?;
-        let server = server.ok_or_else(|| PortError::new(ErrorCode::NotFound, format!("server {name} does not exist")))?;
+        let server =
+            server.ok_or_else(|| PortError::new(ErrorCode::NotFound, format!("server {name} does not exist")))?;
         ServerOutput::of(&server)
     }
 

@@ -76,7 +76,8 @@ impl StepContext<'_> {
             return Ok(volume);
         }
         let volume = self.world.cloud.volume_by_name(name).await?;
-        let volume = volume.ok_or_else(|| PortError::new(ErrorCode::NotFound, format!("volume {name} does not exist")))?;
+        let volume =
+            volume.ok_or_else(|| PortError::new(ErrorCode::NotFound, format!("volume {name} does not exist")))?;
         Ok(VolumeOutput { id: volume.id, device: volume.device })
     }
 }
