@@ -43,7 +43,8 @@ pub(crate) fn report(report: &Report) {
 /// Runs until the lab ends. Returns an exit status.
 pub(crate) fn run(inheritance: Inheritance) -> i32 {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let result = runtime.attempt(|| "start the runtime".into()).and_then(|runtime| runtime.block_on(serve(inheritance)));
+    let result =
+        runtime.attempt(|| "start the runtime".into()).and_then(|runtime| runtime.block_on(serve(inheritance)));
     match result {
         Ok(()) => 0,
         Err(error) => {
@@ -79,11 +80,8 @@ async fn serve(inheritance: Inheritance) -> Result<(), LabError> {
     });
     api.set_nonblocking(true).attempt(|| "prepare a listener".into())?;
     let (router, metadata) = (api::router(Arc::clone(&cloud)), api::metadata_router(cloud));
-    let servers = [
-        (fabric::listen(fabric::METADATA)?, metadata),
-        (fabric::listen(fabric::API)?, router.clone()),
-        (api, router),
-    ];
+    let servers =
+        [(fabric::listen(fabric::METADATA)?, metadata), (fabric::listen(fabric::API)?, router.clone()), (api, router)];
     let mut running = tokio::task::JoinSet::new();
     for (listener, router) in servers {
         let listener = tokio::net::TcpListener::from_std(listener).attempt(|| "prepare a listener".into())?;

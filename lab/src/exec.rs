@@ -97,8 +97,11 @@ fn go_inside(info: &LabInfo, name: &str, run: &mut Command) -> Result<(), LabErr
     let residents = registry::read(&labs_dir().join(&info.name).join("machines"));
     let resident = find(&residents, name).ok_or_else(|| {
         let names: Vec<&str> = residents.iter().map(|r| r.name.as_str()).collect();
-        LabError::new(format!("there is no server {name:?} in the lab"))
-            .hint(if names.is_empty() { "it has none".into() } else { format!("it has: {}", names.join(", ")) })
+        LabError::new(format!("there is no server {name:?} in the lab")).hint(if names.is_empty() {
+            "it has none".into()
+        } else {
+            format!("it has: {}", names.join(", "))
+        })
     })?;
     let leader = resident.leader.ok_or_else(|| LabError::new(format!("the server {name} is off")))?;
     // Files before namespaces: paths change their meaning on the way.

@@ -100,11 +100,8 @@ pub(crate) async fn plug_machine(id: u64, public: Option<Ipv4Addr>) -> Result<()
         ),
     )
     .await?;
-    ip(
-        PUBLIC,
-        &format!("addr add {GATEWAY}/32 dev p{id}\nlink set p{id} up\nroute replace {address}/32 dev p{id}\n"),
-    )
-    .await
+    ip(PUBLIC, &format!("addr add {GATEWAY}/32 dev p{id}\nlink set p{id} up\nroute replace {address}/32 dev p{id}\n"))
+        .await
 }
 
 /// The address from which a machine without a public one asks for its metadata.

@@ -17,9 +17,9 @@ use crate::backend::{Effect, MachineEvent, MachineSpec};
 use crate::cgroup::{Cgroups, Group, Limits};
 use crate::error::{Attempt, LabError};
 use crate::fabric::{self, Cable};
+use crate::nspawn;
 use crate::registry::{Registry, Resident};
 use crate::volume::{self, LoopDevice};
-use crate::nspawn;
 
 mod effects;
 
@@ -320,7 +320,9 @@ fn make_disk(golden: &Path, dir: &Path) -> Result<(), LabError> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, LabError> + Send + 'static,
 ) -> Result<T, LabError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(LabError::new(format!("a task failed: {error}"))))
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(LabError::new(format!("a task failed: {error}"))))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -206,9 +206,7 @@ fn claim(dir: &Path) -> Result<Flock<File>, LabError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).attempt(|| format!("make {}", dir.display()))?;
     match lock_of(dir)? {
         Some(lock) => Ok(lock),
-        None => {
-            Err(taken(&dir.file_name().unwrap_or_default().to_string_lossy()))
-        }
+        None => Err(taken(&dir.file_name().unwrap_or_default().to_string_lossy())),
     }
 }
 

@@ -61,8 +61,7 @@ impl Registry {
 pub(crate) fn read(dir: &Path) -> Vec<Resident> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let files = entries.filter(|e| e.file_name().to_string_lossy().ends_with(".json"));
-    let mut all: Vec<Resident> =
-        files.filter_map(|e| serde_json::from_slice(&fs::read(e.path()).ok()?).ok()).collect();
+    let mut all: Vec<Resident> = files.filter_map(|e| serde_json::from_slice(&fs::read(e.path()).ok()?).ok()).collect();
     all.sort_by_key(|r| r.id);
     all
 }

@@ -64,7 +64,8 @@ impl LoopDevice {
     /// # Errors
     /// Root or /dev/loop-control is missing, or no device is free.
     pub(crate) fn attach(image: &Path) -> Result<Self, LabError> {
-        let file = File::options().read(true).write(true).open(image).attempt(|| format!("open {}", image.display()))?;
+        let file =
+            File::options().read(true).write(true).open(image).attempt(|| format!("open {}", image.display()))?;
         let control = File::options()
             .read(true)
             .write(true)

@@ -51,7 +51,8 @@ fn metadata_arrives(lab: &Lab) {
 
 fn places_reach_what_they_should(lab: &Lab, address: &str) {
     assert!(lab.answers_ssh("internet", address));
-    let get = "curl -s -o /dev/null -w '%{http_code}' -H \"Authorization: Bearer $HCLOUD_TOKEN\" $HCLOUD_ENDPOINT/servers";
+    let get =
+        "curl -s -o /dev/null -w '%{http_code}' -H \"Authorization: Bearer $HCLOUD_TOKEN\" $HCLOUD_ENDPOINT/servers";
     assert_eq!(lab.ok("operator", get), "200");
     assert_eq!(lab.ok("operator", "curl -s -o /dev/null -w '%{http_code}' $AWS_ENDPOINT_URL/"), "403");
     assert_eq!(lab.sh("operator", "exit 7").0, 7);
@@ -157,11 +158,11 @@ fn object_store_keeps_its_promises(lab: &Lab) {
         "<Retention xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Mode>COMPLIANCE</Mode>\
          <RetainUntilDate>{until}</RetainUntilDate></Retention>"
     );
-    let (code, body) =
-        s3(&format!("-X PUT --data-binary '{lock}' '{bucket}/a/b?retention=&versionId={version}'").replace("'$AWS_ENDPOINT_URL", "\"$AWS_ENDPOINT_URL\"'"));
+    let (code, body) = s3(&format!("-X PUT --data-binary '{lock}' '{bucket}/a/b?retention=&versionId={version}'")
+        .replace("'$AWS_ENDPOINT_URL", "\"$AWS_ENDPOINT_URL\"'"));
     assert_eq!(code, "200", "{body}");
-    let (code, _) =
-        s3(&format!("-X DELETE '{bucket}/a/b?versionId={version}'").replace("'$AWS_ENDPOINT_URL", "\"$AWS_ENDPOINT_URL\"'"));
+    let (code, _) = s3(&format!("-X DELETE '{bucket}/a/b?versionId={version}'")
+        .replace("'$AWS_ENDPOINT_URL", "\"$AWS_ENDPOINT_URL\"'"));
     assert_eq!(code, "403", "a locked version stays");
     assert_eq!(s3(&format!("{bucket}/a/b")).1, "one");
 }

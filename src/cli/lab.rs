@@ -4,9 +4,14 @@ use std::process::Command;
 
 use clap::Subcommand;
 use hk_lab::exec::Place;
+use hk_lab::golden;
 use hk_lab::{LabError, LabInfo, LabOptions, control};
 
-use super::{CliError, Context, ExitKind};
+use super::{CliError, Context, ExitKind, SourceOptions, obtain};
+use crate::artifacts::Cache;
+
+/// The lab's S3 server.
+const OBJECT_STORE: &str = "versitygw";
 
 /// A Hetzner Cloud in a box: the cloud's API, servers that really boot, S3. Needs root.
 #[derive(clap::Args)]
@@ -18,7 +23,9 @@ pub struct Args {
 #[derive(Subcommand)]
 enum LabCommand {
     /// Starts a lab; returns when its cloud API and S3 answer.
-    Up(Name),
+    Up(Up),
+    /// Makes the image that servers start from, if it is not in the cache; `up` does so too.
+    Image,
     /// Ends a lab; returns when nothing of it is left.
     Down(Name),
     /// Shows all labs of this host.
@@ -40,6 +47,14 @@ struct Name {
 }
 
 #[derive(clap::Args)]
+struct Up {
+    #[command(flatten)]
+    lab: Name,
+    #[command(flatten)]
+    sources: SourceOptions,
+}
+
+#[derive(clap::Args)]
 struct Exec {
     #[command(flatten)]
     lab: Name,
@@ -54,7 +69,11 @@ struct Exec {
 /// Runs `hk-dr lab …`.
 pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     match args.command {
-        LabCommand::Up(Name { name }) => up(name, context),
+        LabCommand::Up(args) => up(args, context),
+        LabCommand::Image => {
+            golden::ensure(&context.cache_dir(), &mut |line| say(context, line))?;
+            Ok(())
+        }
         LabCommand::Down(Name { name }) => {
             control::down(&name)?;
             say(context, &format!("lab {name}: nothing of it is left"));
@@ -70,15 +89,21 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
 }
 
-fn up(name: String, context: &Context) -> Result<(), CliError> {
-    let options = LabOptions { name, cache_dir: context.cache_dir(), state_dir: context.state_dir() };
+fn up(args: Up, context: &Context) -> Result<(), CliError> {
+    let cache = Cache::new(context.cache_dir());
+    let artifacts = [cache.lock().by_name(OBJECT_STORE)?];
+    obtain(context, &cache, &artifacts, &args.sources)?;
+    let options = LabOptions { name: args.lab.name, cache_dir: context.cache_dir(), state_dir: context.state_dir() };
     let program = std::env::current_exe()
         .map_err(|error| CliError::new(ExitKind::Failed, format!("cannot find this program: {error}")))?;
     let mut daemon = Command::new(program);
     daemon.args(["lab", "daemon"]);
     let info = control::up(&options, daemon, &mut |line| say(context, line))?;
     let name = &info.name;
-    say(context, &format!("lab {name} is up: cloud API http://{}/v1, S3 http://{}", info.api_published, info.s3_published));
+    say(
+        context,
+        &format!("lab {name} is up: cloud API http://{}/v1, S3 http://{}", info.api_published, info.s3_published),
+    );
     say(context, &format!("  hk-dr lab exec --name {name} --from operator -- CMD   run CMD at the operator's desk"));
     if context.global.json {
         println!("{}", serde_json::json!({"name": name, "environment": pairs(&info)}));

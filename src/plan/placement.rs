@@ -39,17 +39,17 @@ mod tests {
 
     const WANTED: [(&str, &str); 3] = [("m1", "fsn1"), ("m2", "nbg1"), ("m3", "hel1")];
 
-    fn places(unavailable: &[&str]) -> Result<BTreeMap<&'static str, String>, PlanError> {
+    fn places(unavailable: &[&str]) -> Result<BTreeMap<String, String>, PlanError> {
         let fallback = ["nbg1".to_owned(), "hel1".to_owned(), "fsn1".to_owned()];
         let unavailable = unavailable.iter().map(|s| (*s).to_owned()).collect();
         let placed = place(&WANTED, &BTreeMap::new(), &fallback, &unavailable)?;
-        Ok(placed.into_iter().map(|(n, l)| (n, l.to_owned())).collect())
+        Ok(placed.into_iter().map(|(n, l)| (n.to_owned(), l.to_owned())).collect())
     }
 
     #[test]
     fn every_server_goes_to_its_own_location_when_all_have_capacity() {
         let placed = places(&[]).unwrap();
-        assert!(WANTED.iter().all(|(n, l)| placed[n] == *l));
+        assert!(WANTED.iter().all(|(n, l)| placed[*n] == *l));
     }
 
     #[test]

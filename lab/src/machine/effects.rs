@@ -176,7 +176,8 @@ impl Backend for Machines {
     }
 
     async fn set_routes(&self, network: u64, routes: &[(String, Ipv4Addr)]) -> Effect {
-        let all: Vec<(u64, _)> = lock(&self.lab.machines).iter().map(|(id, machine)| (*id, Arc::clone(machine))).collect();
+        let all: Vec<(u64, _)> =
+            lock(&self.lab.machines).iter().map(|(id, machine)| (*id, Arc::clone(machine))).collect();
         let mut addresses = HashMap::new();
         for (id, machine) in all {
             if let Some(interface) = machine.lock().await.interfaces.get(&network) {
