@@ -4,9 +4,14 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
+
 use crate::etcd::EtcdClient;
 use crate::ports::{ErrorCode, Etcd, PortError, PortResult};
 use crate::s3::versitygw::free_port;
+
+/// Values written in one transaction; etcd takes 128 operations at most.
+const FILL_BATCH: usize = 100;
 
 /// How long the server may take to answer.
 const START_DEADLINE: Duration = Duration::from_secs(20);
@@ -57,10 +62,56 @@ impl LocalEtcd {
         &self.url
     }
 
+    /// Writes values of which about a quarter is random and the rest compresses like configuration does.
+    pub async fn fill(&self, values: usize, value_bytes: usize) -> PortResult<()> {
+        let failed = |e: etcd_client::Error| PortError::new(ErrorCode::ServerError, format!("fill etcd: {e}"));
+        let client = etcd_client::Client::connect([&self.url], None).await.map_err(failed)?;
+        let batches = (0..values).step_by(FILL_BATCH).map(|first| {
+            let mut client = client.clone();
+            async move {
+                let puts: Vec<etcd_client::TxnOp> = (first..values.min(first + FILL_BATCH))
+                    .map(|n| etcd_client::TxnOp::put(format!("/registry/bench/{n:08}"), value(n, value_bytes), None))
+                    .collect();
+                client.txn(etcd_client::Txn::new().and_then(puts)).await
+            }
+        });
+        let mut running = futures::stream::iter(batches).buffer_unordered(4);
+        while let Some(done) = running.next().await {
+            done.map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// A client for it.
     pub async fn client(&self) -> PortResult<EtcdClient> {
         EtcdClient::direct(&[(Self::MEMBER.to_owned(), self.url.clone())], None).await
     }
+}
+
+/// A value like Kubernetes stores: words that repeat, with numbers and digests in between.
+fn value(n: usize, bytes: usize) -> Vec<u8> {
+    use rand::{Rng, RngCore, SeedableRng};
+    const WORDS: [&[u8]; 8] = [
+        b"metadata",
+        b"annotations",
+        b"kube-system",
+        b"containers",
+        b"resources",
+        b"conditions",
+        b"managedFields",
+        b"serviceAccount",
+    ];
+    let mut random = rand::rngs::StdRng::seed_from_u64(n as u64);
+    let mut value = Vec::with_capacity(bytes + 64);
+    while value.len() < bytes {
+        value.extend_from_slice(WORDS[random.random_range(0..WORDS.len())]);
+        value.extend_from_slice(WORDS[random.random_range(0..WORDS.len())]);
+        let mut digest = [0; 6];
+        random.fill_bytes(&mut digest);
+        value.extend_from_slice(&digest);
+    }
+    value.truncate(bytes);
+    value
 }
 
 impl Drop for LocalEtcd {

@@ -10,7 +10,7 @@ mod page;
 mod reader;
 mod scan;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use error::BoltError;
 pub use key_value::{Revision, Stored};

@@ -1,8 +1,12 @@
+mod snapshot;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args as ClapArgs;
 use serde::Serialize;
+
+pub use snapshot::{OnceArgs, once};
 
 use super::{CliError, Context, ExitKind};
 
@@ -46,7 +50,7 @@ struct Figure {
 
 /// All benches, in the order they run.
 fn benches() -> Vec<Bench> {
-    vec![DEMO]
+    vec![DEMO, snapshot::SNAPSHOT]
 }
 
 const DEMO: Bench = Bench {

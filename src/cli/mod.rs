@@ -34,6 +34,8 @@ struct Cli {
 enum Command {
     Artifacts(artifacts::Args),
     Bench(bench::Args),
+    #[command(hide = true)]
+    BenchSnapshotOnce(bench::OnceArgs),
     Completions(completions::Args),
     Schema(schema::Args),
     Validate(validate::Args),
@@ -56,6 +58,7 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
     match command {
         Command::Artifacts(args) => artifacts::run(args, context),
         Command::Bench(args) => bench::run(args, context),
+        Command::BenchSnapshotOnce(args) => bench::once(&args, context),
         Command::Completions(args) => completions::run(args, context),
         Command::Schema(args) => schema::run(args, context),
         Command::Validate(args) => validate::run(args, context),

@@ -3,7 +3,7 @@
 
 mod config;
 #[cfg(test)]
-mod contract;
+pub(crate) mod contract;
 mod dir;
 mod error;
 mod memory;

@@ -13,10 +13,14 @@ use crate::ports::{ErrorCode, PortError, PortResult};
 /// How long the server may take to listen.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
+/// The root credential of these servers, which live on loopback for the length of a test.
+const ACCESS_KEY: &str = "test";
+const SECRET_KEY: &str = "test-secret";
+
 /// A running versitygw; dropping it ends the process.
 pub struct VersityGw {
     process: Child,
-    address: SocketAddr,
+    endpoint: String,
 }
 
 impl VersityGw {
@@ -33,14 +37,14 @@ impl VersityGw {
             .args(["posix", "--versioning-dir"])
             .arg(versions)
             .arg(data)
-            .env("ROOT_ACCESS_KEY_ID", "test")
-            .env("ROOT_SECRET_ACCESS_KEY", "test-secret")
+            .env("ROOT_ACCESS_KEY_ID", ACCESS_KEY)
+            .env("ROOT_SECRET_ACCESS_KEY", SECRET_KEY)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .map_err(|e| failed(binary, &e))?;
-        let mut server = Self { process, address };
+        let mut server = Self { process, endpoint: format!("http://{address}") };
         let begun = Instant::now();
         while std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_err() {
             let ended = server.process.try_wait().ok().flatten();
@@ -55,13 +59,12 @@ impl VersityGw {
 
     /// A configuration for a bucket on this server, with its root credential.
     pub fn config(&self, bucket: &str) -> S3Config {
-        S3Config {
-            endpoint: Some(format!("http://{}", self.address)),
-            region: "us-east-1".to_owned(),
-            bucket: bucket.to_owned(),
-            access_key: "test".to_owned(),
-            secret_key: SecretString::from("test-secret"),
-        }
+        config_for(&self.endpoint, bucket)
+    }
+
+    /// Where it listens.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
     }
 
     /// The server's process.
@@ -75,6 +78,17 @@ impl Drop for VersityGw {
         // The process may be gone already; either way it must be reaped.
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// A configuration for a bucket on a server that [`VersityGw::start`] started, perhaps in another process.
+pub fn config_for(endpoint: &str, bucket: &str) -> S3Config {
+    S3Config {
+        endpoint: Some(endpoint.to_owned()),
+        region: "us-east-1".to_owned(),
+        bucket: bucket.to_owned(),
+        access_key: ACCESS_KEY.to_owned(),
+        secret_key: SecretString::from(SECRET_KEY),
     }
 }
 

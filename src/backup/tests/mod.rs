@@ -1,0 +1,6 @@
+//! The snapshot pipeline against fakes, real servers, and the tools a person would use instead of hk-dr.
+
+mod faults;
+mod members;
+mod stock_tools;
+mod support;
