@@ -7,5 +7,9 @@
 
 mod client;
 mod error;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use client::EtcdClient;

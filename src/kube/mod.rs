@@ -4,5 +4,7 @@
 
 mod client;
 mod error;
+#[cfg(test)]
+mod tests;
 
 pub use client::KubeClient;
