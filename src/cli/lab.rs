@@ -7,7 +7,7 @@ use hk_lab::exec::Place;
 use hk_lab::golden;
 use hk_lab::{LabError, LabInfo, LabOptions, control};
 
-use super::{CliError, Context, ExitKind, SourceOptions, obtain};
+use super::{CliError, Context, ExitKind, SourceOptions, lab_fault, obtain};
 use crate::artifacts::Cache;
 
 /// The lab's S3 server.
@@ -34,6 +34,7 @@ enum LabCommand {
     Exec(Exec),
     /// Prints export lines for clients on this host: eval "$(hk-dr lab env)".
     Env(Name),
+    Fault(lab_fault::Args),
     /// Becomes a lab (started by `up`).
     #[command(hide = true)]
     Daemon { launch: String },
@@ -84,6 +85,10 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
         LabCommand::Env(Name { name }) => {
             environment(&control::find(&name)?, context);
             Ok(())
+        }
+        LabCommand::Fault(args) => {
+            let info = control::find(&args.name)?;
+            lab_fault::run(args, &format!("http://{}/v1", info.api_published), &info.token, context)
         }
         LabCommand::Daemon { launch } => std::process::exit(control::launched(&launch)),
     }

@@ -6,6 +6,7 @@ mod completions;
 mod context;
 mod error;
 mod lab;
+mod lab_fault;
 mod obtain;
 mod schema;
 mod validate;
