@@ -15,7 +15,12 @@ for u in systemd-udevd.service systemd-udev-trigger.service systemd-udevd-kernel
   apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer e2scrub_reap.service dpkg-db-backup.timer console-getty.service \
   getty.target getty-static.service systemd-logind.service systemd-firstboot.service systemd-update-utmp.service \
   systemd-update-utmp-runlevel.service sys-kernel-debug.mount sys-kernel-tracing.mount dev-hugepages.mount \
-  dev-mqueue.mount systemd-machine-id-commit.service; do
+  dev-mqueue.mount systemd-machine-id-commit.service modprobe@.service systemd-modules-load.service kmod-static-nodes.service \
+  systemd-sysusers.service systemd-remount-fs.service systemd-random-seed.service systemd-pstore.service \
+  systemd-tmpfiles-setup-dev.service systemd-tmpfiles-clean.timer systemd-journal-flush.service \
+  systemd-journal-catalog-update.service systemd-update-done.service ldconfig.service proc-sys-fs-binfmt_misc.automount \
+  sys-fs-fuse-connections.mount sys-kernel-config.mount systemd-ask-password-console.path \
+  systemd-ask-password-wall.path; do
   ln -sf /dev/null "$g/etc/systemd/system/$u"
 done
 wants=$g/etc/systemd/system/multi-user.target.wants

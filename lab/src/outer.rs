@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -40,6 +40,9 @@ const GONE_DEADLINE: Duration = Duration::from_secs(30);
 /// # Errors
 /// Another lab has the name, or namespaces can't be made. Then nothing is left behind.
 pub fn guard(launch: Launch) -> Result<(), LabError> {
+    // Whoever started this may wait for the end of a pipe that leaked into it: let go of all but the standard streams.
+    // SAFETY: a plain system call; no descriptor above 2 belongs to this program yet.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
     let dir = labs_dir().join(&launch.name);
     let lock = claim(&dir)?;
     sweep(&launch.name, &dir, &launch.disks)?;
@@ -152,6 +155,7 @@ fn init(mut inheritance: Inheritance, dir: &Path, guardian: OwnedFd) -> i32 {
     // The guardian is gone: its work is ours now. No one else is left to report an error to.
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     while !matches!(waitpid(None::<Pid>, None), Err(Errno::ECHILD)) {}
+    unmount_below(&disks);
     let _ = sweep(&name, &hidden_dir, &disks);
     let _ = fs::remove_dir_all(&hidden_dir);
     0
@@ -178,6 +182,18 @@ fn reap(signals: &SignalFd, emulator: Pid, guardian: &OwnedFd) -> bool {
                 Ok(_) => {}
             }
         }
+    }
+}
+
+/// Takes down what is mounted on the lab's disks in this namespace: removing files must not go through a machine's root.
+fn unmount_below(disks: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let paths = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+    let mut below: Vec<&Path> = paths.filter(|path| path.starts_with(disks)).collect();
+    below.reverse();
+    for path in below {
+        // What can't be unmounted shows as a directory that can't be removed.
+        let _ = umount2(path, MntFlags::MNT_DETACH);
     }
 }
 
