@@ -1,1 +1,417 @@
-//! (room prepared)
+//! What Git needs but must not show: `secrets.yaml.age`, beside cluster.yaml, encrypted to the team's recipients.
+//! Nothing here reads the environment: what it says comes in as [`Overrides`] and wins over the file.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::backup::{Identities, Recipients};
+use crate::ports::{ErrorCode, PortError, PortResult};
+
+/// The file's name in the Git directory.
+pub const SECRETS_FILE: &str = "secrets.yaml.age";
+/// Largest file that is read, in bytes; a real one has two thousand.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// What the environment says. Each value that is there wins over the file.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// `HCLOUD_TOKEN`
+    pub cloud_token: Option<SecretString>,
+    /// `HCLOUD_ENDPOINT`
+    pub cloud_endpoint: Option<String>,
+    /// `AWS_ACCESS_KEY_ID`
+    pub s3_access_key: Option<SecretString>,
+    /// `AWS_SECRET_ACCESS_KEY`
+    pub s3_secret_key: Option<SecretString>,
+    /// `AWS_ENDPOINT_URL`
+    pub s3_endpoint: Option<String>,
+}
+
+/// The team's secrets, as far as they are known. What is missing is an error only when it is asked for: listing
+/// snapshots needs no SSH key.
+#[derive(Clone)]
+pub struct Secrets {
+    values: Overrides,
+    ssh_private_key: Option<SecretString>,
+    /// Why the file could not add anything.
+    absent: Option<PortError>,
+    /// What a person should know and nothing depends on.
+    pub warnings: Vec<String>,
+}
+
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secrets(…)")
+    }
+}
+
+/// The plain text of the file.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Plain {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hcloud_token: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hcloud_endpoint: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    s3_access_key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    s3_secret_key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    s3_endpoint: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ssh_private_key: Option<String>,
+}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        for value in
+            [&mut self.hcloud_token, &mut self.s3_access_key, &mut self.s3_secret_key, &mut self.ssh_private_key]
+        {
+            value.zeroize();
+        }
+    }
+}
+
+impl Secrets {
+    /// Reads `secrets.yaml.age` in `dir` with the identity, and lets the overrides win.
+    ///
+    /// # Errors
+    /// `Unauthorized` if the identity does not open the file, `Corrupt` if the file is damaged, `Invalid` if its content
+    /// or the identity file has not the right form. A missing file or identity is no error yet: see [`Self::cloud_token`].
+    pub fn load(dir: &Path, identity: Option<&Path>, overrides: Overrides) -> PortResult<Self> {
+        let path = dir.join(SECRETS_FILE);
+        let mut secrets = Self { values: overrides, ssh_private_key: None, absent: None, warnings: Vec::new() };
+        let sealed = match read(&path) {
+            Ok(sealed) => sealed,
+            Err(error) if error.code == ErrorCode::NotFound => {
+                secrets.absent = Some(error);
+                return Ok(secrets);
+            }
+            Err(error) => return Err(error),
+        };
+        let Some(identity) = identity else {
+            let message = format!("{} is encrypted, and no age identity was given", path.display());
+            secrets.absent = Some(
+                PortError::new(ErrorCode::Unauthorized, message)
+                    .hint("pass --identity FILE, or set HK_DR_IDENTITY to the file that begins AGE-SECRET-KEY-1"),
+            );
+            return Ok(secrets);
+        };
+        secrets.warnings.extend(permission_warning(identity));
+        let identities = Identities::load(identity)?;
+        let plain = open(&sealed, &path, &identities)?;
+        secrets.fill(&plain);
+        Ok(secrets)
+    }
+
+    fn fill(&mut self, plain: &Plain) {
+        let secret = |text: &Option<String>| text.clone().map(SecretString::from);
+        let values = &mut self.values;
+        values.cloud_token = values.cloud_token.take().or_else(|| secret(&plain.hcloud_token));
+        values.cloud_endpoint = values.cloud_endpoint.take().or_else(|| plain.hcloud_endpoint.clone());
+        values.s3_access_key = values.s3_access_key.take().or_else(|| secret(&plain.s3_access_key));
+        values.s3_secret_key = values.s3_secret_key.take().or_else(|| secret(&plain.s3_secret_key));
+        values.s3_endpoint = values.s3_endpoint.take().or_else(|| plain.s3_endpoint.clone());
+        self.ssh_private_key = secret(&plain.ssh_private_key);
+    }
+
+    /// The cloud's API token.
+    ///
+    /// # Errors
+    /// Says where it could have come from.
+    pub fn cloud_token(&self) -> PortResult<&SecretString> {
+        self.wanted(self.values.cloud_token.as_ref(), "the cloud's API token", "hcloudToken", Some("HCLOUD_TOKEN"))
+    }
+
+    /// The cloud API's address, if it is not Hetzner's own.
+    pub fn cloud_endpoint(&self) -> Option<&str> {
+        self.values.cloud_endpoint.as_deref()
+    }
+
+    /// The bucket's access key.
+    ///
+    /// # Errors
+    /// Says where it could have come from.
+    pub fn s3_access_key(&self) -> PortResult<&SecretString> {
+        let key = self.values.s3_access_key.as_ref();
+        self.wanted(key, "the bucket's access key", "s3AccessKey", Some("AWS_ACCESS_KEY_ID"))
+    }
+
+    /// The bucket's secret key.
+    ///
+    /// # Errors
+    /// Says where it could have come from.
+    pub fn s3_secret_key(&self) -> PortResult<&SecretString> {
+        let key = self.values.s3_secret_key.as_ref();
+        self.wanted(key, "the bucket's secret key", "s3SecretKey", Some("AWS_SECRET_ACCESS_KEY"))
+    }
+
+    /// The bucket's endpoint, where it differs from the one in cluster.yaml.
+    pub fn s3_endpoint(&self) -> Option<&str> {
+        self.values.s3_endpoint.as_deref()
+    }
+
+    /// The cluster's private SSH key in OpenSSH's form.
+    ///
+    /// # Errors
+    /// Says where it could have come from.
+    pub fn ssh_private_key(&self) -> PortResult<&SecretString> {
+        self.wanted(self.ssh_private_key.as_ref(), "the cluster's SSH key", "sshPrivateKey", None)
+    }
+
+    fn wanted<'a>(
+        &self,
+        value: Option<&'a SecretString>,
+        what: &str,
+        field: &str,
+        variable: Option<&str>,
+    ) -> PortResult<&'a SecretString> {
+        if let Some(value) = value {
+            return Ok(value);
+        }
+        if let Some(absent) = &self.absent {
+            return Err(absent.clone().context(format!("{what} is not known")));
+        }
+        let hint = variable.map_or(String::new(), |variable| format!(", or set {variable}"));
+        let message = format!("{what} is not known: {SECRETS_FILE} has no {field}");
+        Err(PortError::new(ErrorCode::Unauthorized, message)
+            .hint(format!("nothing was touched; make the file anew with `hk-dr keys init`{hint}")))
+    }
+}
+
+/// Encrypts secrets to all recipients, as ASCII-armoured age: Git shows text, and `age -d` opens it.
+///
+/// # Errors
+/// Only if encryption itself fails.
+pub fn seal(values: &Overrides, ssh_private_key: &SecretString, recipients: &Recipients) -> PortResult<Vec<u8>> {
+    let failed =
+        |e: &dyn std::fmt::Display| PortError::new(ErrorCode::Local, format!("cannot encrypt the secrets: {e}"));
+    let exposed = |secret: &Option<SecretString>| secret.as_ref().map(|s| s.expose_secret().to_owned());
+    let plain = Plain {
+        hcloud_token: exposed(&values.cloud_token),
+        hcloud_endpoint: values.cloud_endpoint.clone(),
+        s3_access_key: exposed(&values.s3_access_key),
+        s3_secret_key: exposed(&values.s3_secret_key),
+        s3_endpoint: values.s3_endpoint.clone(),
+        ssh_private_key: Some(ssh_private_key.expose_secret().to_owned()),
+    };
+    let text = Zeroizing::new(serde_saphyr::to_string(&plain).map_err(|e| failed(&e))?);
+    let armor =
+        age::armor::ArmoredWriter::wrap_output(Vec::new(), age::armor::Format::AsciiArmor).map_err(|e| failed(&e))?;
+    let mut writer = recipients.encryptor()?.wrap_output(armor).map_err(|e| failed(&e))?;
+    writer.write_all(text.as_bytes()).map_err(|e| failed(&e))?;
+    writer.finish().and_then(age::armor::ArmoredWriter::finish).map_err(|e| failed(&e))
+}
+
+fn open(sealed: &[u8], path: &Path, identities: &Identities) -> PortResult<Plain> {
+    let damaged = |e: &dyn std::fmt::Display| {
+        PortError::new(ErrorCode::Corrupt, format!("{} is damaged: {e}", path.display()))
+            .hint("nothing was touched; take the file from an earlier commit: `git log -- secrets.yaml.age`")
+    };
+    let decryptor = age::Decryptor::new_buffered(age::armor::ArmoredReader::new(sealed)).map_err(|e| damaged(&e))?;
+    let mut reader = decryptor.decrypt(identities.keys()).map_err(|error| match error {
+        age::DecryptError::NoMatchingKeys => identities.refused(&path.display().to_string(), &recipients_beside(path)),
+        other => damaged(&other),
+    })?;
+    let mut text = Zeroizing::new(String::new());
+    reader.read_to_string(&mut text).map_err(|e| damaged(&e))?;
+    // The reader's message quotes what it read: only the place is told.
+    serde_saphyr::from_str(&text).map_err(|e| {
+        let line = e.location().map_or(String::new(), |at| format!(" (line {})", at.line()));
+        PortError::new(ErrorCode::Invalid, format!("the content of {} has not the right form{line}", path.display()))
+            .hint("its fields: hcloudToken, hcloudEndpoint, s3AccessKey, s3SecretKey, s3Endpoint, sshPrivateKey")
+    })
+}
+
+/// Whom the file is encrypted for, as far as Git says: age itself does not write it down.
+fn recipients_beside(path: &Path) -> Vec<String> {
+    let file = path.with_file_name("recipients.txt");
+    let recipients = Recipients::load(&file).map(|r| r.names()).unwrap_or_default();
+    if recipients.is_empty() { vec!["(no readable recipients.txt beside it)".into()] } else { recipients }
+}
+
+fn read(path: &Path) -> PortResult<Vec<u8>> {
+    let failed = |e: std::io::Error| {
+        if e.kind() == std::io::ErrorKind::NotFound {
+            PortError::new(ErrorCode::NotFound, format!("there is no {}", path.display()))
+                .hint("`hk-dr keys init` makes it; if this is not the Git directory, name that with -C DIR")
+        } else {
+            PortError::new(ErrorCode::Local, format!("cannot read {}: {e}", path.display()))
+        }
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(PortError::new(ErrorCode::Invalid, format!("{} is larger than 1 MiB", path.display())));
+    }
+    Ok(bytes)
+}
+
+fn permission_warning(identity: &Path) -> Option<String> {
+    let mode = std::fs::metadata(identity).ok()?.permissions().mode() & 0o777;
+    (mode & 0o077 != 0).then(|| {
+        let shown = identity.display();
+        format!("{shown} opens every backup, and others on this machine can read it (mode {mode:o}): chmod 600 {shown}")
+    })
+}
+
+/// Writes a file that appears whole or not at all. An existing one is kept unless `replace`.
+///
+/// # Errors
+/// `Conflict` if the file exists and may not be replaced.
+pub fn write_file(path: &Path, mode: u32, content: &[u8], replace: bool) -> PortResult<()> {
+    let failed =
+        |e: &dyn std::fmt::Display| PortError::new(ErrorCode::Local, format!("cannot write {}: {e}", path.display()));
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+    let mut file = tempfile::Builder::new()
+        .prefix(".hk-dr-")
+        .permissions(std::fs::Permissions::from_mode(mode))
+        .tempfile_in(&dir)
+        .map_err(|e| failed(&e))?;
+    file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(|e| failed(&e))?;
+    if replace {
+        file.persist(path).map_err(|e| failed(&e.error))?;
+    } else {
+        file.persist_noclobber(path).map_err(|e| {
+            if e.error.kind() == std::io::ErrorKind::AlreadyExists {
+                PortError::new(ErrorCode::Conflict, format!("{} exists already and was not touched", path.display()))
+            } else {
+                failed(&e.error)
+            }
+        })?;
+    }
+    std::fs::File::open(&dir).and_then(|dir| dir.sync_all()).map_err(|e| failed(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Team {
+        dir: tempfile::TempDir,
+        recipients: String,
+    }
+
+    fn identity(dir: &Path, name: &str) -> (PathBuf, String) {
+        let identity = age::x25519::Identity::generate();
+        let path = dir.join(name);
+        write_file(&path, 0o600, identity.to_string().expose_secret().as_bytes(), false).unwrap();
+        (path, identity.to_public().to_string())
+    }
+
+    fn team() -> Team {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, one) = identity(dir.path(), "one");
+        let (_, two) = identity(dir.path(), "two");
+        let recipients = format!("{one}\n{two}\n");
+        std::fs::write(dir.path().join("recipients.txt"), &recipients).unwrap();
+        let values = Overrides {
+            cloud_token: Some("token".to_owned().into()),
+            s3_access_key: Some("access".to_owned().into()),
+            ..Overrides::default()
+        };
+        let sealed =
+            seal(&values, &"key\nof lines\n".to_owned().into(), &Recipients::parse(&recipients).unwrap()).unwrap();
+        write_file(&dir.path().join(SECRETS_FILE), 0o644, &sealed, false).unwrap();
+        Team { dir, recipients }
+    }
+
+    fn load(team: &Team, identity: Option<&str>, overrides: Overrides) -> PortResult<Secrets> {
+        let identity = identity.map(|name| team.dir.path().join(name));
+        Secrets::load(team.dir.path(), identity.as_deref(), overrides)
+    }
+
+    #[test]
+    fn either_identity_opens_the_file_and_the_environment_wins() {
+        let team = team();
+        for name in ["one", "two"] {
+            let overrides = Overrides { s3_access_key: Some("other".to_owned().into()), ..Overrides::default() };
+            let secrets = load(&team, Some(name), overrides).unwrap();
+            assert_eq!(secrets.cloud_token().unwrap().expose_secret(), "token");
+            assert_eq!(secrets.s3_access_key().unwrap().expose_secret(), "other");
+            assert_eq!(secrets.ssh_private_key().unwrap().expose_secret(), "key\nof lines\n");
+            assert!(secrets.warnings.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_wrong_identity_is_told_whose_would_be_right() {
+        let team = team();
+        identity(team.dir.path(), "stranger");
+        let error = load(&team, Some("stranger"), Overrides::default()).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Unauthorized);
+        let first = team.recipients.lines().next().unwrap();
+        assert!(error.hint.unwrap().contains(first));
+    }
+
+    #[test]
+    fn without_an_identity_what_the_environment_has_is_enough_until_more_is_asked_for() {
+        let team = team();
+        let overrides = Overrides { cloud_token: Some("mine".to_owned().into()), ..Overrides::default() };
+        let secrets = load(&team, None, overrides).unwrap();
+        assert_eq!(secrets.cloud_token().unwrap().expose_secret(), "mine");
+        let error = secrets.ssh_private_key().unwrap_err();
+        assert!(error.message.contains("no age identity was given"), "{error}");
+        assert!(error.hint.unwrap().contains("--identity"));
+    }
+
+    #[test]
+    fn what_the_file_lacks_is_named_with_the_variable_that_could_give_it() {
+        let team = team();
+        let error = load(&team, Some("one"), Overrides::default()).unwrap().s3_secret_key().unwrap_err().clone();
+        assert!(error.message.contains("s3SecretKey"), "{error}");
+        assert!(error.hint.unwrap().contains("AWS_SECRET_ACCESS_KEY"));
+    }
+
+    #[test]
+    fn a_damaged_file_is_called_damaged() {
+        let team = team();
+        let path = team.dir.path().join(SECRETS_FILE);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() * 3 / 4;
+        bytes[middle] = if bytes[middle] == b'A' { b'B' } else { b'A' };
+        std::fs::write(&path, bytes).unwrap();
+        let error = load(&team, Some("one"), Overrides::default()).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Corrupt, "{error}");
+    }
+
+    #[test]
+    fn an_identity_that_others_can_read_is_warned_about() {
+        let team = team();
+        let path = team.dir.path().join("one");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let secrets = load(&team, Some("one"), Overrides::default()).unwrap();
+        assert!(secrets.warnings[0].contains("chmod 600"));
+    }
+
+    #[test]
+    fn stock_age_opens_the_file() {
+        let team = team();
+        let output = std::process::Command::new("age")
+            .args(["-d", "-i"])
+            .args([team.dir.path().join("two"), team.dir.path().join(SECRETS_FILE)])
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("hcloudToken: token"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[test]
+    fn an_existing_file_is_kept_unless_it_may_be_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        write_file(&path, 0o600, b"one", false).unwrap();
+        assert_eq!(write_file(&path, 0o600, b"two", false).unwrap_err().code, ErrorCode::Conflict);
+        assert_eq!(std::fs::read(&path).unwrap(), b"one");
+        write_file(&path, 0o600, b"two", true).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

@@ -54,7 +54,7 @@ impl Recipients {
         self.keys.iter().map(|(name, _)| name.clone()).collect()
     }
 
-    pub(super) fn encryptor(&self) -> PortResult<age::Encryptor> {
+    pub(crate) fn encryptor(&self) -> PortResult<age::Encryptor> {
         age::Encryptor::with_recipients(self.keys.iter().map(|(_, key)| key as &dyn age::Recipient))
             .map_err(|e| PortError::new(ErrorCode::Invalid, format!("encrypt to the recipients: {e}")))
     }
@@ -118,7 +118,7 @@ impl Identities {
         )
     }
 
-    pub(super) fn keys(&self) -> impl Iterator<Item = &dyn age::Identity> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &dyn age::Identity> {
         self.keys.iter().map(|key| key as &dyn age::Identity)
     }
 
@@ -128,7 +128,7 @@ impl Identities {
     }
 
     /// The error for an object that none of these identities opens.
-    pub(super) fn refused(&self, key: &str, recipients: &[String]) -> PortError {
+    pub(crate) fn refused(&self, key: &str, recipients: &[String]) -> PortError {
         PortError::new(ErrorCode::Unauthorized, format!("no identity in {} opens {key}", self.source))
             .hint(format!("nothing was changed; it opens with the identity of one of: {}", recipients.join(", ")))
     }

@@ -4,7 +4,9 @@ mod artifacts;
 mod bench;
 mod completions;
 mod context;
+mod credentials;
 mod error;
+mod keys;
 mod lab;
 mod lab_fault;
 mod obtain;
@@ -16,6 +18,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub use context::{Context, Global};
+pub use credentials::{load_secrets, overrides};
 pub use error::{CliError, ExitKind};
 pub use obtain::{SourceOptions, obtain};
 pub use validate::load_cluster;
@@ -38,6 +41,7 @@ enum Command {
     #[command(hide = true)]
     BenchSnapshotOnce(bench::OnceArgs),
     Completions(completions::Args),
+    Keys(keys::Args),
     Schema(schema::Args),
     Validate(validate::Args),
     Lab(lab::Args),
@@ -61,6 +65,7 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Bench(args) => bench::run(args, context),
         Command::BenchSnapshotOnce(args) => bench::once(&args, context),
         Command::Completions(args) => completions::run(args, context),
+        Command::Keys(args) => keys::run(args, context),
         Command::Schema(args) => schema::run(args, context),
         Command::Validate(args) => validate::run(args, context),
         Command::Lab(args) => lab::run(args, context),
