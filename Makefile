@@ -24,22 +24,22 @@ TEST_THREADS ?= 2
 # Nothing may hang: far above what it takes, far below anyone's patience.
 TEST_DEADLINE ?= 35m
 
-.PHONY: help setup build ready demo test bench lint fmt clean
+.PHONY: help packages build setup demo test bench lint fmt clean
 
 help: ## Show what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-setup: ## Install missing Debian packages and check the toolchains
+packages:
 	@scripts/setup
 
-build: setup
+build: packages
 	@cargo build --locked --workspace
 
 # The pinned binaries and the machines' image: independent of each other, one is computing and the other is waiting.
-ready: build
+setup: build ## Install what is missing, build hk-dr, obtain the pinned binaries and the machines' image
 	@scripts/ready $(HK_DR) $(SUDO)
 
-demo: ready ## Build a cluster, lose it all, bring it back, prove it
+demo: setup ## Build a cluster, lose it all, bring it back, prove it
 	@$(SUDO) $(HK_DR) demo $(DEMO_ARGS)
 
 test: build ## Run every test
@@ -49,10 +49,10 @@ test: build ## Run every test
 	wait $$ready
 	timeout --kill-after=30s $(TEST_DEADLINE) cargo test --locked --workspace --no-fail-fast -- --test-threads=$(TEST_THREADS)
 
-bench: ready ## Measure what the goals are about, into target/bench.json
+bench: setup ## Measure what the goals are about, into target/bench.json
 	@$(SUDO) $(HK_DR) bench --output $(TARGET)/bench.json
 
-lint: setup ## Formatting, clippy, licences and sources of dependencies, spelling
+lint: packages ## Formatting, clippy, licences and sources of dependencies, spelling
 	@scripts/lint
 
 fmt: ## Format the code

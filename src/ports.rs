@@ -33,6 +33,7 @@ pub trait Clock: Send + Sync {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is the Clock that others are told to use")]
     fn now(&self) -> jiff::Timestamp {
         jiff::Timestamp::now()
     }

@@ -130,7 +130,7 @@ fn install(source: &Source, draft: &Path, progress: &mut dyn FnMut(&str)) -> Res
         if line.starts_with("I: ") && verb.ends_with("ing") {
             let count = counts.entry(verb.clone()).or_default();
             *count += 1;
-            if *count % 25 == 0 {
+            if count.is_multiple_of(25) {
                 progress(&format!("golden image: {verb}, {count} packages"));
             }
         }

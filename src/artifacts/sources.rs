@@ -67,7 +67,7 @@ impl Offers<'_> {
             refusals.push(format!("{source}: {reason}"));
         };
         if let Some(mirror) = &self.sources.mirror {
-            match self.from_mirror(artifact, mirror).await {
+            match self.ask_mirror(artifact, mirror).await {
                 Ok(Some(vouched)) => return Ok(Some(vouched)),
                 Ok(None) => refuse("mirror", "does not have it".into()),
                 Err(e) if may_try_another(e.code) => refuse("mirror", e.message),
@@ -96,7 +96,7 @@ impl Offers<'_> {
         Ok(None)
     }
 
-    async fn from_mirror(&self, artifact: &Artifact, mirror: &Mirror) -> PortResult<Option<Vouched>> {
+    async fn ask_mirror(&self, artifact: &Artifact, mirror: &Mirror) -> PortResult<Option<Vouched>> {
         let mut pins = artifact.pinned_digests();
         pins.extend(artifact.pinned_archive().map(|(_, _, sha256)| sha256));
         let file_name = artifact.file_name();

@@ -337,11 +337,12 @@ impl Rules<'_> {
                 "3 to 63 lower-case letters, digits, dashes and dots, beginning and ending with a letter or digit",
             );
         }
-        if let Some(endpoint) = &backup.endpoint {
-            if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
-                let message = format!("`{endpoint}` is not a URL");
-                self.wrong("backup.endpoint", message, format!("write `https://{endpoint}`"));
-            }
+        if let Some(endpoint) = &backup.endpoint
+            && !endpoint.starts_with("https://")
+            && !endpoint.starts_with("http://")
+        {
+            let message = format!("`{endpoint}` is not a URL");
+            self.wrong("backup.endpoint", message, format!("write `https://{endpoint}`"));
         }
         let file = &backup.recipients_file;
         if file.is_empty() || file.starts_with('/') || file.split('/').any(|part| part == "..") {

@@ -235,6 +235,7 @@ fn number(headers: &HeaderMap, name: &str) -> Option<f64> {
 }
 
 /// `RateLimit-Reset` is a Unix time in seconds.
+#[expect(clippy::disallowed_methods, reason = "the header is a Unix time, and only how long to wait comes out")]
 fn reset(headers: &HeaderMap) -> Option<Duration> {
     let at = number(headers, "ratelimit-reset")?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs_f64();

@@ -25,6 +25,7 @@ pub struct VersityGw {
 
 impl VersityGw {
     /// Starts the binary over two directories below `dir`, on a free loopback port, and waits until it listens.
+    #[expect(clippy::disallowed_methods, reason = "for tests and measurements, outside any runtime")]
     pub fn start(binary: &Path, dir: &Path) -> PortResult<Self> {
         let (data, versions) = (dir.join("data"), dir.join("versions"));
         for path in [&data, &versions] {

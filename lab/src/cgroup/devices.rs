@@ -43,8 +43,14 @@ pub(super) fn rules() -> Vec<Rule> {
     rules
 }
 
-/// The block devices allowed beyond the rules, and the program that says so, a group each.
-static ATTACHED: LazyLock<Mutex<HashMap<PathBuf, (Vec<(u32, u32)>, OwnedFd)>>> = LazyLock::new(Mutex::default);
+/// Major and minor number.
+type Device = (u32, u32);
+
+/// The block devices allowed beyond the rules, and the program that says so.
+type Attached = (Vec<Device>, OwnedFd);
+
+/// What is attached, a group each.
+static ATTACHED: LazyLock<Mutex<HashMap<PathBuf, Attached>>> = LazyLock::new(Mutex::default);
 
 /// Puts the policy on a group of version 2.
 pub(super) fn attach(group: &Path) -> Result<(), LabError> {
