@@ -20,6 +20,7 @@ pub mod hetzner;
 pub mod journal;
 pub mod kube;
 pub mod machines;
+pub mod observe;
 pub mod plan;
 pub mod ports;
 pub mod report;

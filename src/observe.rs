@@ -1,0 +1,187 @@
+//! Looks at everything a plan depends on and changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+
+use crate::distribution::server_name;
+use crate::plan::{Inventory, NAME_LABEL, OWNER_LABEL, ROLE_LABEL};
+use crate::ports::{Collection, ErrorCode, EtcdEndpoint, NodeProbe, PortResult, Server};
+use crate::steps::{ServerOutput, World};
+
+/// How long one machine may take to answer before it counts as silent.
+const PROBE_WITHIN: Duration = Duration::from_secs(10);
+
+/// What is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Cloud and bucket: enough to re-plan a run that is under way.
+    Cloud,
+    /// Machines, etcd and the Kubernetes API as well.
+    Machines,
+}
+
+/// Observes the cluster.
+///
+/// # Errors
+/// When the cloud or the bucket can't be asked. A machine that does not answer is an observation, not an error.
+pub async fn observe(world: &World, depth: Depth) -> PortResult<Inventory> {
+    let cluster = &world.cluster;
+    let selector = format!("{OWNER_LABEL}=={}", cluster.name);
+    let (servers, volumes, network, placement_group, ssh_key) = tokio::try_join!(
+        world.cloud.servers(&selector),
+        world.cloud.volumes(&selector),
+        world.cloud.network_by_name(&cluster.name),
+        async { world.cloud.placement_group_by_name(&format!("{}-masters", cluster.name)).await },
+        world.cloud.ssh_key_by_name(&cluster.name),
+    )?;
+    let mut foreign = Vec::new();
+    let mut check = |what: &str, owned: Option<bool>| {
+        if owned == Some(false) {
+            foreign.push(format!("{what} named for this cluster exists, but does not carry its label {selector}"));
+        }
+    };
+    check("a network", network.as_ref().map(|n| world.owns(&n.labels)));
+    check("a placement group", placement_group.as_ref().map(|g| world.owns(&g.labels)));
+    check("an SSH key", ssh_key.as_ref().map(|k| world.owns(&k.labels)));
+    foreign.extend(foreign_servers(world, &servers).await?);
+
+    let (mirrored, snapshots, secrets) =
+        tokio::try_join!(mirrored(world), world.backups.snapshots(), world.vault.load())?;
+    let mut inventory = Inventory {
+        observed_at: world.clock.now(),
+        servers,
+        volumes,
+        network,
+        placement_group,
+        ssh_key,
+        foreign,
+        probes: BTreeMap::new(),
+        silent: BTreeMap::new(),
+        api_ready: BTreeSet::new(),
+        ready_nodes: BTreeSet::new(),
+        quorum: false,
+        mirrored,
+        secrets_kept: secrets.is_some(),
+        snapshots,
+    };
+    if depth == Depth::Machines {
+        probe_machines(world, &mut inventory).await;
+        if inventory.secrets_kept && !inventory.probes.is_empty() {
+            inventory.quorum = quorum(world, &inventory).await;
+            look_at_kubernetes(world, &mut inventory).await;
+        }
+    }
+    Ok(inventory)
+}
+
+/// Servers with names the cluster needs that are not the cluster's.
+async fn foreign_servers(world: &World, owned: &[Server]) -> PortResult<Vec<String>> {
+    let cluster = &world.cluster;
+    let names = cluster.masters.iter().map(|m| &m.name).chain(cluster.workers.iter().map(|w| &w.name));
+    let mut foreign = Vec::new();
+    for name in names.map(|n| server_name(cluster, n)) {
+        if owned.iter().any(|s| s.name == name) {
+            continue;
+        }
+        if world.cloud.server_by_name(&name).await?.is_some() {
+            foreign.push(format!("a server named {name} exists that does not carry this cluster's label"));
+        }
+    }
+    Ok(foreign)
+}
+
+async fn mirrored(world: &World) -> PortResult<BTreeSet<String>> {
+    let prefix = format!("{}/artifacts/", world.cluster.name);
+    match world.store.list(&prefix).await {
+        Ok(objects) => Ok(objects.iter().filter_map(|o| o.key.strip_prefix(&prefix).map(str::to_owned)).collect()),
+        // The bucket is made by the first build.
+        Err(error) if error.code == ErrorCode::NotFound => Ok(BTreeSet::new()),
+        Err(error) => Err(error),
+    }
+}
+
+async fn probe_machines(world: &World, inventory: &mut Inventory) {
+    let mut answers: FuturesUnordered<_> = inventory
+        .servers
+        .iter()
+        .map(|server| async move {
+            let work = async {
+                let host = ServerOutput::of(server).map_err(|e| e.message)?.host();
+                let master = server.labels.get(ROLE_LABEL).is_some_and(|r| r == "master");
+                world.machines.probe(&host, master).await.map_err(|e| e.message)
+            };
+            let answer: Result<NodeProbe, String> = tokio::time::timeout(PROBE_WITHIN, work)
+                .await
+                .unwrap_or_else(|_| Err(format!("no answer within {} s", PROBE_WITHIN.as_secs())));
+            (server.name.clone(), answer)
+        })
+        .collect();
+    let (mut probes, mut silent) = (BTreeMap::new(), BTreeMap::new());
+    while let Some((name, answer)) = answers.next().await {
+        match answer {
+            Ok(probe) => drop(probes.insert(name, probe)),
+            Err(why) => drop(silent.insert(name, why)),
+        }
+    }
+    drop(answers);
+    (inventory.probes, inventory.silent) = (probes, silent);
+}
+
+/// Masters that answered, with their addresses.
+fn endpoints(world: &World, inventory: &Inventory) -> Vec<EtcdEndpoint> {
+    inventory
+        .servers
+        .iter()
+        .filter(|s| inventory.probes.contains_key(&s.name))
+        .filter_map(|s| {
+            let name = s.labels.get(NAME_LABEL)?;
+            let master = world.cluster.masters.iter().find(|m| m.name == *name)?;
+            let host = ServerOutput::of(s).ok()?.host();
+            Some(EtcdEndpoint { name: master.name.clone(), host, address: master.address })
+        })
+        .collect()
+}
+
+/// Whether any member serves a read that needs a majority.
+async fn quorum(world: &World, inventory: &Inventory) -> bool {
+    let running: Vec<EtcdEndpoint> = endpoints(world, inventory)
+        .into_iter()
+        .filter(|e| inventory.probes.get(&e.host.name).is_some_and(|p| p.active_units.contains("etcd")))
+        .collect();
+    if running.is_empty() {
+        return false;
+    }
+    let Ok(etcd) = world.etcd(&running).await else { return false };
+    for member in etcd.members() {
+        let read = tokio::time::timeout(PROBE_WITHIN, etcd.get(&member, b"hk-dr-quorum"));
+        if matches!(read.await, Ok(Ok(_))) {
+            return true;
+        }
+    }
+    false
+}
+
+async fn look_at_kubernetes(world: &World, inventory: &mut Inventory) {
+    let nodes = Collection { api_version: "v1".into(), plural: "nodes".into(), namespace: None };
+    for endpoint in endpoints(world, inventory) {
+        if !inventory.probes.get(&endpoint.host.name).is_some_and(|p| p.active_units.contains("kube-apiserver")) {
+            continue;
+        }
+        let Ok(kube) = world.kube(&endpoint.host).await else { continue };
+        if !matches!(tokio::time::timeout(PROBE_WITHIN, kube.ready()).await, Ok(Ok(true))) {
+            continue;
+        }
+        inventory.api_ready.insert(endpoint.host.name.clone());
+        if inventory.ready_nodes.is_empty()
+            && let Ok(Ok(list)) = tokio::time::timeout(PROBE_WITHIN, kube.list(&nodes)).await
+        {
+            let ready = list.iter().filter(|n| {
+                n["status"]["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
+            });
+            inventory.ready_nodes = ready.filter_map(|n| n["metadata"]["name"].as_str().map(str::to_owned)).collect();
+        }
+    }
+}
