@@ -24,6 +24,7 @@ pub mod observe;
 pub mod plan;
 pub mod ports;
 pub mod report;
+pub mod runs;
 pub mod s3;
 pub mod secrets;
 pub mod ssh;

@@ -16,6 +16,7 @@ mod take;
 #[cfg(test)]
 mod tests;
 mod unseal;
+mod vault;
 mod verify;
 
 pub use agree::{Agreement, MemberView, agree};
@@ -27,4 +28,5 @@ pub use manifest::{FORMAT, HashKvCheck, Manifest, Sealed, Verification};
 pub use recovery::{pack, require, unpack};
 pub use seal::Compression;
 pub use take::{Progress, TakeRequest, Taken, take};
+pub use vault::BucketVault;
 pub use verify::verify;

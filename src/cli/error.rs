@@ -50,13 +50,15 @@ impl CliError {
     }
 
     pub(super) fn render(self, context: &Context) -> ExitCode {
-        if context.global.json {
+        if context.global.json && !self.message.is_empty() {
             let value = serde_json::json!({"error": {
                 "exit_code": self.kind as u8, "message": self.message, "hints": self.hints}});
             println!("{value}");
         }
         match self.report {
             Some(report) => eprintln!("{report:?}"),
+            // A result such as "there are differences" is no error and was printed already.
+            None if self.message.is_empty() => {}
             None => eprintln!("error: {}", self.message),
         }
         for hint in self.hints {

@@ -2,9 +2,15 @@
 
 mod artifacts;
 mod bench;
+mod build;
 mod completions;
+pub mod connect;
 mod context;
 mod credentials;
+mod crash;
+mod credentials;
+mod display;
+mod drive;
 mod error;
 mod keys;
 mod lab;
@@ -12,6 +18,10 @@ mod lab_fault;
 mod obtain;
 mod schema;
 mod validate;
+mod plan;
+mod rebuild;
+mod resume;
+mod runs;
 
 use std::process::ExitCode;
 
@@ -36,6 +46,12 @@ struct Cli {
 /// One file a command; each has `pub struct Args` and `pub fn run(args, &Context) -> Result<(), CliError>`.
 #[derive(Subcommand)]
 enum Command {
+    Keys(keys::Args),
+    Plan(plan::Args),
+    Build(build::Args),
+    Rebuild(rebuild::Args),
+    Resume(resume::Args),
+    Runs(runs::Args),
     Artifacts(artifacts::Args),
     Bench(bench::Args),
     #[command(hide = true)]
@@ -61,6 +77,12 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command, context: &Context) -> Result<(), CliError> {
     match command {
+        Command::Keys(args) => keys::run(args, context),
+        Command::Plan(args) => plan::run(args, context),
+        Command::Build(args) => build::run(args, context),
+        Command::Rebuild(args) => rebuild::run(args, context),
+        Command::Resume(args) => resume::run(args, context),
+        Command::Runs(args) => runs::run(args, context),
         Command::Artifacts(args) => artifacts::run(args, context),
         Command::Bench(args) => bench::run(args, context),
         Command::BenchSnapshotOnce(args) => bench::once(&args, context),

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use super::{CliError, Context, ExitKind};
 use crate::artifacts::Lock;
 use crate::config::{self, Cluster, Pinned};
@@ -34,7 +36,15 @@ pub fn load_cluster(context: &Context) -> Result<Cluster, CliError> {
         CliError::new(ExitKind::Usage, format!("cannot read {}: {e}", path.display()))
             .hint("name the Git directory that holds it with -C DIR")
     })?;
-    config::load(&text, &path.display().to_string(), &pinned(&Lock::embedded())).map_err(|error| CliError {
+    check(&text, &path)
+}
+
+/// Checks the text of a cluster.yaml; `path` is its name in messages.
+///
+/// # Errors
+/// `Usage` with a report that shows each problem's place.
+pub fn check(text: &str, path: &Path) -> Result<Cluster, CliError> {
+    config::load(text, &path.display().to_string(), &pinned(&Lock::embedded())).map_err(|error| CliError {
         kind: ExitKind::Usage,
         message: error.plain(),
         hints: vec!["nothing was touched".into()],

@@ -52,6 +52,7 @@ pub(super) struct Draft<'a> {
     pub basis: &'a Basis<'a>,
     pub findings: Vec<String>,
     pub locations: BTreeMap<String, String>,
+    pub snapshot: Option<String>,
     steps: Vec<Step>,
 }
 
@@ -75,7 +76,7 @@ impl<'a> Draft<'a> {
                 locations.insert(name.to_owned(), location.to_owned());
             }
         }
-        Ok(Self { basis, findings, locations, steps: Vec::new() })
+        Ok(Self { basis, findings, locations, snapshot: None, steps: Vec::new() })
     }
 
     /// Adds a step. Needs that are no step of this plan are true already and are left out.
@@ -315,6 +316,7 @@ impl<'a> Draft<'a> {
             id: basis.plan_id.to_owned(),
             cluster: basis.cluster.name.clone(),
             purpose,
+            snapshot: self.snapshot,
             lineage: basis.lineage.to_owned(),
             parent: basis.parent.map(str::to_owned),
             created_at: basis.now,

@@ -38,6 +38,7 @@ pub fn plan_rebuild(basis: &Basis<'_>, choice: &RebuildChoice) -> Result<Plan, P
         format!("restoring snapshot {} (revision {}, taken {})", snapshot.id, snapshot.revision, snapshot.taken_at),
     );
 
+    draft.snapshot = Some(snapshot.id.clone());
     let old: Vec<_> = inventory.servers.iter().filter(|s| !is_new(basis, &s.labels)).collect();
     let left = match old.len() {
         0 => "no server of its former life is left".to_owned(),

@@ -42,6 +42,8 @@ pub struct Plan {
     pub id: String,
     pub cluster: String,
     pub purpose: Purpose,
+    /// The snapshot that is restored.
+    pub snapshot: Option<String>,
     /// The run that founded or last rebuilt the cluster: all plans of one build or rebuild share it.
     pub lineage: String,
     /// The plan this one replaced, if a run was re-planned.

@@ -137,8 +137,9 @@ pub trait Backups: Send + Sync {
 /// Pinned binaries on this machine.
 #[async_trait]
 pub trait Artifacts: Send + Sync {
-    /// SHA-256 of an artifact, as pinned; `NotFound` if this version is not in the lock.
-    fn sha256(&self, name: &str, version: &str) -> PortResult<String>;
-    /// Obtains an artifact, checks it, and returns where it lies.
-    async fn fetch(&self, name: &str, version: &str) -> PortResult<PathBuf>;
+    /// The version (the only one there is, if none is given) and the digests it may have, one per source that is pinned.
+    /// `NotFound` if it is not in the lock.
+    fn pinned(&self, name: &str, version: Option<&str>) -> PortResult<(String, Vec<String>)>;
+    /// Obtains an artifact, checks it, and returns where it lies and its SHA-256.
+    async fn fetch(&self, name: &str, version: &str) -> PortResult<(PathBuf, String)>;
 }

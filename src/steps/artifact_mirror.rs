@@ -31,7 +31,11 @@ impl StepKind for ArtifactMirrorStep {
     }
 
     async fn apply(&self, cx: &StepContext<'_>, params: &ArtifactMirror) -> PortResult<()> {
-        let path = cx.world.artifacts.fetch(&params.name, &params.version).await?;
+        let (path, sha256) = cx.world.artifacts.fetch(&params.name, &params.version).await?;
+        if sha256 != params.sha256 {
+            let message = format!("{} {} is now another file than was planned", params.name, params.version);
+            return Err(PortError::new(ErrorCode::Invalid, message).hint("nothing was uploaded; plan again"));
+        }
         let key = object_key(&cx.world.cluster.name, &params.sha256);
         let mut upload = cx.world.store.upload(&key).await?;
         match send(&path, upload.as_mut()).await {

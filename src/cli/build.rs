@@ -1,0 +1,47 @@
+use super::drive::{Course, Wanted, draw, draw_and_execute};
+use super::{CliError, Context};
+
+/// Make true what Git declares; a second run changes nothing.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Don't ask.
+    #[arg(short, long)]
+    yes: bool,
+    /// Show the plan and stop.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Builds.
+pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    if args.dry_run {
+        return dry_run(context, &Wanted::Build);
+    }
+    let run = draw_and_execute(context, &Wanted::Build, args.yes)?;
+    report(context, run.as_deref(), "the cluster is as Git declares it");
+    Ok(())
+}
+
+/// Prints the plan only.
+pub(super) fn dry_run(context: &Context, wanted: &Wanted) -> Result<(), CliError> {
+    let connected = super::connect::connect(context)?;
+    let (plan, _) = context.block_on(draw(&connected, wanted, &Course::default()))?;
+    if context.global.json {
+        println!("{}", serde_json::json!(plan));
+    } else {
+        print!("{}", super::plan::render(&plan));
+    }
+    Ok(())
+}
+
+/// Says how it ended.
+pub(super) fn report(context: &Context, run: Option<&str>, what: &str) {
+    if context.global.json {
+        println!("{}", serde_json::json!({"changed": run.is_some(), "run": run}));
+    } else {
+        match run {
+            None => println!("Nothing to do: {what}."),
+            Some(run) => println!("Done: {what} (run {run})."),
+        }
+    }
+}

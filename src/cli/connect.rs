@@ -1,0 +1,137 @@
+//! From the Git directory, its secrets and the command line to the world that steps act on.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use secrecy::ExposeSecret;
+use tokio::sync::OnceCell;
+
+use super::{CliError, Context, ExitKind};
+use crate::artifacts::{Cache, Silent, Sources};
+use crate::backup::{BucketBackups, BucketVault, Identities, Recipients};
+use crate::config::Cluster;
+use crate::hetzner::HetznerCloud;
+use crate::machines::ShellMachines;
+use crate::ports::{Artifacts, PortResult, SystemClock};
+use crate::s3::{S3Config, S3Store};
+use crate::ssh::{SshDialer, SshShell};
+use crate::steps::World;
+
+/// Where Hetzner's API is when nothing else is said.
+const CLOUD_ENDPOINT: &str = "https://api.hetzner.cloud/v1";
+
+/// The Git directory, read and checked.
+pub struct Declared {
+    pub cluster: Cluster,
+    /// The text of `cluster.yaml`, as it goes into recovery sets.
+    pub text: String,
+    pub recipients: Recipients,
+    /// The commit that is checked out, if the directory is in Git.
+    pub git_commit: Option<String>,
+}
+
+/// A connected world and what it was made from.
+pub struct Connected {
+    pub declared: Declared,
+    /// OpenSSH form.
+    pub ssh_public_key: String,
+    pub world: World,
+    pub store: Arc<S3Store>,
+}
+
+/// Reads and checks `cluster.yaml` and the recipients.
+pub fn declared(context: &Context) -> Result<Declared, CliError> {
+    let dir = &context.global.dir;
+    let path = dir.join("cluster.yaml");
+    let text = std::fs::read_to_string(&path).map_err(|e| {
+        CliError::new(ExitKind::Usage, format!("cannot read {}: {e}", path.display()))
+            .hint("nothing was touched; name the Git directory with -C DIR")
+    })?;
+    let cluster = super::validate::check(&text, &path)?;
+    let recipients = Recipients::load(&dir.join(&cluster.backup.recipients_file))?;
+    Ok(Declared { cluster, text, recipients, git_commit: git_commit(dir) })
+}
+
+/// Connects to nothing yet: every port connects when it is first used.
+pub fn connect(context: &Context) -> Result<Connected, CliError> {
+    let declared = declared(context)?;
+    let secrets = super::credentials::load_secrets(context)?;
+    let cluster = declared.cluster.clone();
+    let endpoint = secrets.cloud_endpoint().unwrap_or(CLOUD_ENDPOINT);
+    let cloud = HetznerCloud::new(endpoint, secrets.cloud_token()?)?;
+    let store = Arc::new(S3Store::connect(&S3Config {
+        endpoint: secrets.s3_endpoint().map(str::to_owned).or_else(|| cluster.backup.endpoint.clone()),
+        region: cluster.backup.region.clone(),
+        bucket: cluster.backup.bucket.clone(),
+        access_key: secrets.s3_access_key()?.expose_secret().to_owned(),
+        secret_key: secrets.s3_secret_key()?.clone(),
+    })?);
+    let shell = SshShell::new(secrets.ssh_private_key()?)?;
+    let identities = context.global.identity.as_deref().map(Identities::load).transpose()?;
+    let clock = Arc::new(SystemClock);
+    let world = World {
+        cloud: Arc::new(cloud),
+        machines: Arc::new(ShellMachines::new(Arc::new(shell.clone()))),
+        dialer: Arc::new(SshDialer::new(shell)),
+        vault: Arc::new(BucketVault {
+            store: Arc::clone(&store) as _,
+            cluster: cluster.name.clone(),
+            recipients: declared.recipients.clone(),
+            identities: identities.clone(),
+            clock: Arc::clone(&clock) as _,
+        }),
+        backups: Arc::new(BucketBackups {
+            store: Arc::clone(&store) as _,
+            cluster: cluster.name.clone(),
+            identities: match identities {
+                Some(identities) => identities,
+                None => Identities::load_given(None)?,
+            },
+        }),
+        artifacts: Arc::new(CachedArtifacts { cache: Cache::new(context.cache_dir()) }),
+        store: Arc::clone(&store) as _,
+        clock,
+        secrets: Arc::new(OnceCell::new()),
+        cluster,
+    };
+    Ok(Connected { declared, ssh_public_key: ssh_public_key(context)?, world, store })
+}
+
+fn ssh_public_key(context: &Context) -> Result<String, CliError> {
+    let path = context.global.dir.join(super::keys::SSH_PUBLIC_FILE);
+    let text = std::fs::read_to_string(&path).map_err(|e| {
+        CliError::new(ExitKind::Usage, format!("cannot read {}: {e}", path.display()))
+            .hint("nothing was touched; `hk-dr keys init` makes the cluster's SSH key")
+    })?;
+    Ok(text.trim().to_owned())
+}
+
+fn git_commit(dir: &std::path::Path) -> Option<String> {
+    let output = std::process::Command::new("git").arg("-C").arg(dir).args(["rev-parse", "HEAD"]).output().ok()?;
+    let commit = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (output.status.success() && commit.len() >= 40).then_some(commit)
+}
+
+/// Pinned files from the cache, obtained by the usual sources if they are not there.
+struct CachedArtifacts {
+    cache: Cache,
+}
+
+#[async_trait]
+impl Artifacts for CachedArtifacts {
+    fn pinned(&self, name: &str, version: Option<&str>) -> PortResult<(String, Vec<String>)> {
+        let lock = self.cache.lock();
+        let artifact = match version {
+            Some(version) => lock.get(name, version)?,
+            None => lock.by_name(name)?,
+        };
+        Ok((artifact.version.clone(), artifact.pinned_digests().into_iter().map(str::to_owned).collect()))
+    }
+
+    async fn fetch(&self, name: &str, version: &str) -> PortResult<(PathBuf, String)> {
+        let sources = Sources { mirror: None, release: true, build: true };
+        let path = self.cache.ensure(name, version, &sources, &Silent).await?;
+        Ok((path, self.cache.digest(name, version).await?))
+    }
+}

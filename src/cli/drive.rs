@@ -1,0 +1,252 @@
+//! Takes a plan to its end: shows it, asks, executes it through the journal, and plans anew when a location turns out to
+//! have no capacity.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::connect::Connected;
+use super::display::StepLines;
+use super::{CliError, Context, ExitKind};
+use crate::config::Cluster;
+use crate::distribution::server_name;
+use crate::distribution::upstream::{Role, config_digest, needed};
+use crate::engine::{Engine, Run, RunError};
+use crate::journal::{Body, FileJournal, JournalError};
+use crate::observe::{Depth, observe};
+use crate::plan::{Basis, Inventory, Plan, PlanError, Purpose, RebuildChoice, plan_build, plan_rebuild};
+use crate::ports::{ErrorCode, PortResult};
+use crate::runs::{RunDir, Runs};
+use crate::steps::{Registry, World};
+
+/// Plans of one run that may replace one another: one per location that fails, and one to spare.
+const PLANS_MAX: usize = 8;
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub enum Wanted {
+    Build,
+    Rebuild(RebuildChoice),
+}
+
+/// The circumstances of a plan that outlive a re-planning.
+#[derive(Debug, Clone, Default)]
+pub struct Course {
+    /// Set after the first plan.
+    pub lineage: Option<String>,
+    pub parent: Option<String>,
+    pub unavailable: BTreeSet<String>,
+}
+
+/// Observes and plans. Touches nothing.
+pub async fn draw(connected: &Connected, wanted: &Wanted, course: &Course) -> Result<(Plan, Inventory), CliError> {
+    let world = &connected.world;
+    let depth = if course.parent.is_some() { Depth::Cloud } else { Depth::Machines };
+    let inventory = observe(world, depth).await?;
+    let pins = pins(world, &inventory).await?;
+    let digests = if inventory.secrets_kept { digests(world).await? } else { BTreeMap::new() };
+    let now = world.clock.now();
+    let plan_id = format!("{}-{:06x}", now.strftime("%Y%m%dt%H%M%S"), rand::random::<u32>() >> 8);
+    let existing = inventory.servers.iter().find_map(|s| s.labels.get(crate::plan::LINEAGE_LABEL).cloned());
+    let lineage = match (&course.lineage, wanted) {
+        (Some(lineage), _) => lineage.clone(),
+        // A build continues the life that its servers are of.
+        (None, Wanted::Build) => existing.unwrap_or_else(|| plan_id.clone()),
+        (None, Wanted::Rebuild(_)) => plan_id.clone(),
+    };
+    let basis = Basis {
+        cluster: &world.cluster,
+        inventory: &inventory,
+        pins: &pins,
+        ssh_public_key: &connected.ssh_public_key,
+        digests: &digests,
+        plan_id: &plan_id,
+        parent: course.parent.as_deref(),
+        lineage: &lineage,
+        now,
+        unavailable: &course.unavailable,
+    };
+    let plan = match wanted {
+        Wanted::Build => plan_build(&basis),
+        Wanted::Rebuild(choice) => plan_rebuild(&basis, choice),
+    };
+    Ok((plan.map_err(refused)?, inventory))
+}
+
+/// Version and digest of everything servers install: a digest the bucket has, else the one of the local file.
+async fn pins(world: &World, inventory: &Inventory) -> PortResult<BTreeMap<String, (String, String)>> {
+    let mut pins = BTreeMap::new();
+    for item in [Role::Master, Role::Worker].into_iter().flat_map(|role| needed(&world.cluster, role)) {
+        let (version, digests) = world.artifacts.pinned(&item.name, item.version.as_deref())?;
+        let digest = match digests.into_iter().find(|d| inventory.mirrored.contains(d)) {
+            Some(digest) => digest,
+            None => world.artifacts.fetch(&item.name, &version).await?.1,
+        };
+        pins.insert(item.name, (version, digest));
+    }
+    Ok(pins)
+}
+
+async fn digests(world: &World) -> PortResult<BTreeMap<String, String>> {
+    let (cluster, secrets) = (&world.cluster, world.secrets().await?);
+    let masters = cluster.masters.iter().map(|m| (&m.name, Role::Master));
+    let workers = cluster.workers.iter().map(|w| (&w.name, Role::Worker));
+    Ok(masters
+        .chain(workers)
+        .map(|(name, role)| (server_name(cluster, name), config_digest(cluster, &secrets, role, name)))
+        .collect())
+}
+
+fn refused(error: PlanError) -> CliError {
+    let message = error.to_string();
+    match error {
+        PlanError::NoLocation { .. } => CliError::new(ExitKind::Capacity, message)
+            .hint("nothing was touched by this plan; add a location to fallbackLocations, or wait and run again"),
+        PlanError::Foreign(_) => CliError::new(ExitKind::Failed, message)
+            .hint("nothing was touched; rename or remove what is in the way, or choose another cluster name"),
+        PlanError::DataExists { .. } => CliError::new(ExitKind::Failed, message)
+            .hint("nothing was touched: building would found an empty cluster where this one can be brought back")
+            .hint("`hk-dr rebuild` brings it back; for a new, empty cluster choose another name"),
+        PlanError::Alive { .. } => CliError::new(ExitKind::Failed, message)
+            .hint("nothing was touched: a rebuild deletes every server of the cluster and goes back to a snapshot")
+            .hint("if that is what you want, pass --even-if-alive"),
+        PlanError::Unbuildable { hint, .. } => CliError::new(ExitKind::Failed, message).hint(hint),
+        PlanError::NoSnapshot { .. } => {
+            CliError::new(ExitKind::Data, message).hint("nothing was touched; `hk-dr snapshot list` shows what there is")
+        }
+    }
+}
+
+/// Draws the plan, shows it, asks unless `yes`, and executes it. Returns the id of the last run.
+pub fn draw_and_execute(context: &Context, wanted: &Wanted, yes: bool) -> Result<Option<String>, CliError> {
+    let connected = super::connect::connect(context)?;
+    context.block_on(async {
+        connected.store.ensure_bucket().await?;
+        let (plan, _) = draw(&connected, wanted, &Course::default()).await?;
+        if plan.steps.is_empty() {
+            return Ok(None);
+        }
+        confirm(context, &plan, yes)?;
+        let runs = Runs::of(&context.state_dir(), &connected.world.cluster.name);
+        let dir = runs.create(&plan, &connected.declared.text)?;
+        follow(context, &connected, wanted, plan, dir).await.map(Some)
+    })
+}
+
+/// Continues the run of a plan. Returns the id of the last run.
+pub async fn resume(context: &Context, connected: &Connected, plan: Plan, dir: RunDir) -> Result<String, CliError> {
+    let wanted = match plan.purpose {
+        Purpose::Build => Wanted::Build,
+        // The snapshot that was chosen then, whatever has been taken since.
+        Purpose::Rebuild => Wanted::Rebuild(RebuildChoice { snapshot: plan.snapshot.clone(), even_if_alive: true }),
+    };
+    follow(context, connected, &wanted, plan, dir).await
+}
+
+/// Executes a plan and, when a location turns out to have no capacity, the plan that replaces it.
+async fn follow(
+    context: &Context,
+    connected: &Connected,
+    wanted: &Wanted,
+    mut plan: Plan,
+    mut dir: RunDir,
+) -> Result<String, CliError> {
+    let runs = Runs::of(&context.state_dir(), &connected.world.cluster.name);
+    let mut course = Course::default();
+    for _ in 0..PLANS_MAX {
+        let Err(failed) = execute(context, &connected.world, &plan, &dir).await else { return Ok(plan.id) };
+        let Some(location) = location_without_capacity(&plan, &failed) else { return Err(stopped(&plan, failed)) };
+        note(context, &format!("{location} has no capacity: planning again without it"));
+        course.unavailable.insert(location);
+        course.lineage = Some(plan.lineage.clone());
+        course.parent = Some(plan.id.clone());
+        let (next, _) = draw(connected, wanted, &course).await?;
+        // The new run exists before the old one is given up: whenever this dies, one of them can be resumed.
+        let next_dir = runs.create(&next, &connected.declared.text)?;
+        abandon(&connected.world, &plan, &dir, &next)?;
+        (plan, dir) = (next, next_dir);
+    }
+    Err(CliError::new(ExitKind::Capacity, format!("gave up after {PLANS_MAX} plans: no location has capacity")))
+}
+
+/// Executes a plan from its run directory, from the beginning or from where it stopped.
+async fn execute(context: &Context, world: &World, plan: &Plan, dir: &RunDir) -> Result<(), RunError> {
+    let (journal, events) = FileJournal::open(&dir.journal())?;
+    let journal = super::crash::wrap(journal);
+    let mut run = Run::open(&plan.id, plan, journal, &events)?;
+    let progress = Arc::new(StepLines::new(context, plan));
+    let engine = Engine { registry: Arc::new(Registry::standard()), world: world.clone(), progress };
+    engine.execute(plan, &mut run).await
+}
+
+fn abandon(world: &World, plan: &Plan, dir: &RunDir, next: &Plan) -> Result<(), CliError> {
+    let give_up = || -> Result<(), RunError> {
+        let (journal, events) = FileJournal::open(&dir.journal())?;
+        let mut run = Run::open(&plan.id, plan, Box::new(journal), &events)?;
+        run.record(world, Body::RunAbandoned { reason: format!("replaced by plan {}", next.id) })
+    };
+    give_up().map_err(|e| stopped(plan, e))
+}
+
+fn location_without_capacity(plan: &Plan, error: &RunError) -> Option<String> {
+    let RunError::Step { step, source, .. } = error else { return None };
+    if source.code != ErrorCode::NoCapacity {
+        return None;
+    }
+    let step = plan.steps.iter().find(|s| s.id == *step)?;
+    step.params["location"].as_str().map(str::to_owned)
+}
+
+/// The error of a run that stopped midway.
+pub fn stopped(plan: &Plan, error: RunError) -> CliError {
+    let hint = match &error {
+        RunError::Step { source, .. } => source.hint.clone(),
+        _ => None,
+    };
+    let kind = match &error {
+        RunError::Journal(JournalError::Busy { .. }) => ExitKind::Failed,
+        RunError::Unknown(_) | RunError::Illegal(_) => ExitKind::Usage,
+        _ => ExitKind::Incomplete,
+    };
+    let mut cli = CliError::new(kind, format!("run {} stopped: {error}", plan.id));
+    cli.hints.extend(hint);
+    cli.hint(format!("what was done is recorded; `hk-dr resume {}` continues from here", plan.id))
+}
+
+/// Shows the plan and asks. Without a terminal, `--yes` is needed.
+fn confirm(context: &Context, plan: &Plan, yes: bool) -> Result<(), CliError> {
+    if yes {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() || context.global.json {
+        return Err(CliError::new(ExitKind::Usage, "nobody can be asked here whether to go on")
+            .hint("nothing was touched; look at the plan with `hk-dr plan`, then pass --yes"));
+    }
+    eprint!("{}", super::plan::render(plan));
+    let question = match plan.purpose {
+        Purpose::Build => "Go on?",
+        Purpose::Rebuild => "This deletes what is left of the cluster's servers and restores a snapshot. Go on?",
+    };
+    eprint!("{question} [y/N] ");
+    let _ = std::io::stderr().flush();
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).map_err(|e| CliError::new(ExitKind::Usage, e.to_string()))?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        return Ok(());
+    }
+    Err(CliError::new(ExitKind::Failed, "not confirmed; nothing was touched"))
+}
+
+fn note(context: &Context, text: &str) {
+    if !context.global.quiet {
+        eprintln!("{text}");
+    }
+}
+
+/// The cluster as it was declared when a run began.
+pub fn declared_then(path: &Path) -> Result<(Cluster, String), CliError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| CliError::new(ExitKind::Data, format!("cannot read {}: {e}", path.display())))?;
+    Ok((super::validate::check(&text, &PathBuf::from(path))?, text))
+}
