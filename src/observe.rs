@@ -179,7 +179,11 @@ async fn look_at_kubernetes(world: &World, inventory: &mut Inventory) {
             && let Ok(Ok(list)) = tokio::time::timeout(PROBE_WITHIN, kube.list(&nodes)).await
         {
             let ready = list.iter().filter(|n| {
-                n["status"]["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
+                n["status"]["conditions"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .any(|c| c["type"] == "Ready" && c["status"] == "True")
             });
             inventory.ready_nodes = ready.filter_map(|n| n["metadata"]["name"].as_str().map(str::to_owned)).collect();
         }

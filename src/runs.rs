@@ -34,8 +34,7 @@ impl Runs {
         let text = serde_json::to_vec_pretty(plan).map_err(|e| failed(e.into()))?;
         for (name, bytes) in [("cluster.yaml", cluster_yaml.as_bytes()), ("plan.json", &text)] {
             let path = dir.join(name);
-            let mut file =
-                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
             file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
         }
         for parent in [&dir, &self.dir] {

@@ -5,9 +5,7 @@ use zeroize::Zeroizing;
 
 use super::seal::seal_small;
 use super::{Identities, Recipients, pack, unpack};
-use crate::ports::{
-    Clock, ErrorCode, ObjectStore, PortError, PortResult, PutCondition, RecoverySet, Vault,
-};
+use crate::ports::{Clock, ErrorCode, ObjectStore, PortError, PortResult, PutCondition, RecoverySet, Vault};
 
 /// Larger than any set of keys and certificates.
 const SEALED_BYTES_MAX: u64 = 16 << 20;
@@ -43,8 +41,9 @@ impl Vault for BucketVault {
                 .hint("pass --identity FILE or set HK_DR_IDENTITY")
         })?;
         let damaged = |e: &dyn std::fmt::Display| {
-            PortError::new(ErrorCode::Corrupt, format!("{key} in {} is damaged: {e}", self.store.name()))
-                .hint("nothing was changed; the recovery set of any snapshot holds the same secrets (hk-dr snapshot list)")
+            PortError::new(ErrorCode::Corrupt, format!("{key} in {} is damaged: {e}", self.store.name())).hint(
+                "nothing was changed; the recovery set of any snapshot holds the same secrets (hk-dr snapshot list)",
+            )
         };
         let decryptor = age::Decryptor::new(&sealed[..]).map_err(|e| damaged(&e))?;
         let reader = decryptor.decrypt(identities.keys()).map_err(|e| match e {
@@ -62,7 +61,9 @@ impl Vault for BucketVault {
         let plain = pack(set, self.clock.now())?;
         let (sealed, _) = seal_small(&plain, &self.recipients)?;
         self.store.put(&self.key(), sealed, PutCondition::Absent).await.map(|_| ()).map_err(|e| match e.code {
-            ErrorCode::Conflict => e.hint("the bucket keeps secrets of a cluster of this name already; none were replaced"),
+            ErrorCode::Conflict => {
+                e.hint("the bucket keeps secrets of a cluster of this name already; none were replaced")
+            }
             _ => e.context("keeping the cluster's secrets in the bucket"),
         })
     }

@@ -35,7 +35,13 @@ impl StepLines {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        Self { bar, quiet: context.global.quiet, total: plan.steps.len(), began: Instant::now(), state: Mutex::default() }
+        Self {
+            bar,
+            quiet: context.global.quiet,
+            total: plan.steps.len(),
+            began: Instant::now(),
+            state: Mutex::default(),
+        }
     }
 
     fn line(&self, text: &str) {

@@ -112,9 +112,8 @@ fn refused(error: PlanError) -> CliError {
             .hint("nothing was touched: a rebuild deletes every server of the cluster and goes back to a snapshot")
             .hint("if that is what you want, pass --even-if-alive"),
         PlanError::Unbuildable { hint, .. } => CliError::new(ExitKind::Failed, message).hint(hint),
-        PlanError::NoSnapshot { .. } => {
-            CliError::new(ExitKind::Data, message).hint("nothing was touched; `hk-dr snapshot list` shows what there is")
-        }
+        PlanError::NoSnapshot { .. } => CliError::new(ExitKind::Data, message)
+            .hint("nothing was touched; `hk-dr snapshot list` shows what there is"),
     }
 }
 

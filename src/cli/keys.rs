@@ -12,7 +12,7 @@ use crate::secrets::{Overrides, SECRETS_FILE, seal, write_file};
 use crate::ssh;
 
 const RECIPIENTS_FILE: &str = "recipients.txt";
-const SSH_PUBLIC_FILE: &str = "ssh.pub";
+pub(super) const SSH_PUBLIC_FILE: &str = "ssh.pub";
 /// More than this on standard input is not a handful of credentials.
 const STDIN_BYTES_MAX: u64 = 64 << 10;
 

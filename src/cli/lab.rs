@@ -37,7 +37,9 @@ enum LabCommand {
     Fault(lab_fault::Args),
     /// Becomes a lab (started by `up`).
     #[command(hide = true)]
-    Daemon { launch: String },
+    Daemon {
+        launch: String,
+    },
 }
 
 #[derive(clap::Args)]

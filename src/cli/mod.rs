@@ -6,7 +6,6 @@ mod build;
 mod completions;
 pub mod connect;
 mod context;
-mod credentials;
 mod crash;
 mod credentials;
 mod display;
@@ -16,12 +15,12 @@ mod keys;
 mod lab;
 mod lab_fault;
 mod obtain;
-mod schema;
-mod validate;
 mod plan;
 mod rebuild;
 mod resume;
 mod runs;
+mod schema;
+mod validate;
 
 use std::process::ExitCode;
 
@@ -57,7 +56,6 @@ enum Command {
     #[command(hide = true)]
     BenchSnapshotOnce(bench::OnceArgs),
     Completions(completions::Args),
-    Keys(keys::Args),
     Schema(schema::Args),
     Validate(validate::Args),
     Lab(lab::Args),
@@ -87,7 +85,6 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Bench(args) => bench::run(args, context),
         Command::BenchSnapshotOnce(args) => bench::once(&args, context),
         Command::Completions(args) => completions::run(args, context),
-        Command::Keys(args) => keys::run(args, context),
         Command::Schema(args) => schema::run(args, context),
         Command::Validate(args) => validate::run(args, context),
         Command::Lab(args) => lab::run(args, context),

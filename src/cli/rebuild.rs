@@ -21,10 +21,8 @@ pub struct Args {
 
 /// Rebuilds.
 pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
-    let wanted = Wanted::Rebuild(RebuildChoice {
-        snapshot: args.snapshot,
-        even_if_alive: args.even_if_alive || args.dry_run,
-    });
+    let wanted =
+        Wanted::Rebuild(RebuildChoice { snapshot: args.snapshot, even_if_alive: args.even_if_alive || args.dry_run });
     if args.dry_run {
         return super::build::dry_run(context, &wanted);
     }

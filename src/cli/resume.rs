@@ -30,13 +30,18 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
     let Some((dir, plan, status)) = found else {
         let what = args.run.map_or("no run has stopped midway".to_owned(), |id| format!("there is no run {id}"));
-        return Err(CliError::new(ExitKind::Data, what).hint("`hk-dr runs` lists them; `hk-dr plan` shows what is missing"));
+        return Err(
+            CliError::new(ExitKind::Data, what).hint("`hk-dr runs` lists them; `hk-dr plan` shows what is missing")
+        );
     };
     match status {
         RunStatus::Finished => println!("Run {} has finished already.", plan.id),
         RunStatus::Abandoned => {
-            return Err(CliError::new(ExitKind::Failed, format!("run {} was given up or replaced by another plan", plan.id))
-                .hint("nothing was touched; `hk-dr runs` shows which"));
+            return Err(CliError::new(
+                ExitKind::Failed,
+                format!("run {} was given up or replaced by another plan", plan.id),
+            )
+            .hint("nothing was touched; `hk-dr runs` shows which"));
         }
         RunStatus::New | RunStatus::Open => {
             let (then, _) = declared_then(&dir.cluster_yaml())?;

@@ -36,7 +36,9 @@ pub fn run(_: Args, context: &Context) -> Result<(), CliError> {
         return Ok(());
     }
     let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_header(["RUN", "PURPOSE", "STATUS", "STEPS", "BEGAN", "TROUBLE"]);
+    table
+        .load_style(comfy_table::presets::NOTHING)
+        .set_header(["RUN", "PURPOSE", "STATUS", "STEPS", "BEGAN", "TROUBLE"]);
     for row in &rows {
         let text = |key: &str| row[key].as_str().unwrap_or("-").to_owned();
         table.add_row([
