@@ -1,9 +1,11 @@
 //! The lab without hk-dr, for the lab's own tests: `hk-labd daemon LAUNCH` and `hk-labd exec LAB PLACE CMD…`, where a
 //! place is `operator`, `internet`, or a server's name after `server:`.
 
+use std::process::ExitCode;
+
 use hk_lab::exec::Place;
 
-fn main() {
+fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let status = match words.as_slice() {
@@ -23,5 +25,5 @@ fn main() {
             3
         }
     };
-    std::process::exit(status);
+    ExitCode::from(u8::try_from(status).unwrap_or(1))
 }

@@ -32,11 +32,19 @@ impl fmt::Display for Rule {
     }
 }
 
-/// What every machine may use: null, zero, full, random, urandom, kmsg, tty, ptmx, terminals, tun, fuse.
+/// What every machine may use: null, zero, full, random, urandom, kmsg, tty, console, ptmx, terminals, tun, fuse. The
+/// console is there because runc hands it to every container.
 pub(super) fn rules() -> Vec<Rule> {
     let char = |major, minor| Rule { block: false, major: Some(major), minor, mknod_only: false };
     let mut rules: Vec<Rule> = [3, 5, 7, 8, 9, 11].into_iter().map(|minor| char(1, Some(minor))).collect();
-    rules.extend([char(5, Some(0)), char(5, Some(2)), char(136, None), char(10, Some(200)), char(10, Some(229))]);
+    rules.extend([
+        char(5, Some(0)),
+        char(5, Some(1)),
+        char(5, Some(2)),
+        char(136, None),
+        char(10, Some(200)),
+        char(10, Some(229)),
+    ]);
     for block in [false, true] {
         rules.push(Rule { block, major: None, minor: None, mknod_only: true });
     }
