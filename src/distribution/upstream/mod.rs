@@ -89,4 +89,6 @@ pub fn needed(cluster: &Cluster, role: Role) -> Vec<Needed> {
 }
 
 #[cfg(test)]
+mod live;
+#[cfg(test)]
 mod tests;
