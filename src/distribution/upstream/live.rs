@@ -70,7 +70,8 @@ fn a_rendered_control_plane_serves_those_with_a_certificate_and_encrypts_secrets
     let mut script = format!("cd {}\nip link set lo up\nmkdir -p -m 700 var/lib/etcd/data\n", root.display());
     for (unit, program) in versions {
         let line = command_line(root, unit, &programs, program);
-        script.push_str(&format!("{line} > {unit}.log 2>&1 &\n"));
+        // As systemd does: the API server, say, ends when etcd is slower than it.
+        script.push_str(&format!("while :; do {line} >> {unit}.log 2>&1; sleep 0.3; done &\n"));
     }
     let key = base64::engine::general_purpose::STANDARD.encode("/registry/secrets/default/canary");
     script.push_str(&format!(

@@ -117,7 +117,7 @@ fn etcd_unit(cluster: &Cluster, master: &MasterConfig, placement: &MasterPlaceme
         format!("--cert-file={ETCD_PKI}/server.crt"),
         format!("--key-file={ETCD_PKI}/server.key"),
         "--client-cert-auth=true".into(),
-        format!("--trusted-client-ca-file={ETCD_PKI}/ca.crt"),
+        format!("--trusted-ca-file={ETCD_PKI}/ca.crt"),
         format!("--peer-cert-file={ETCD_PKI}/peer.crt"),
         format!("--peer-key-file={ETCD_PKI}/peer.key"),
         "--peer-client-cert-auth=true".into(),
