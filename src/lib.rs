@@ -14,6 +14,7 @@ pub mod bolt;
 pub mod cli;
 pub mod config;
 pub mod distribution;
+pub mod drawing;
 pub mod engine;
 pub mod etcd;
 pub mod hetzner;

@@ -1,5 +1,6 @@
-use super::drive::{Course, Wanted, draw, draw_and_execute};
+use super::drive::{draw, draw_and_execute};
 use super::{CliError, Context};
+use crate::drawing::{Course, Wanted};
 
 /// Make true what Git declares; a second run changes nothing.
 #[derive(clap::Args)]
@@ -25,7 +26,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
 /// Prints the plan only.
 pub(super) fn dry_run(context: &Context, wanted: &Wanted) -> Result<(), CliError> {
     let connected = super::connect::connect(context)?;
-    let (plan, _) = context.block_on(draw(&connected, wanted, &Course::default()))?;
+    let plan = context.block_on(draw(&connected, wanted, &Course::default()))?;
     if context.global.json {
         println!("{}", serde_json::json!(plan));
     } else {

@@ -1,7 +1,6 @@
 //! Takes a plan to its end: shows it, asks, executes it through the journal, and plans anew when a location turns out to
 //! have no capacity.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,92 +9,25 @@ use super::connect::Connected;
 use super::display::StepLines;
 use super::{CliError, Context, ExitKind};
 use crate::config::Cluster;
-use crate::distribution::server_name;
-use crate::distribution::upstream::{Role, config_digest, needed};
+use crate::drawing::{Course, DrawError, Wanted, draw_plan};
 use crate::engine::{Engine, Run, RunError};
 use crate::journal::{Body, FileJournal, JournalError};
-use crate::observe::{Depth, observe};
-use crate::plan::{Basis, Inventory, Plan, PlanError, Purpose, RebuildChoice, plan_build, plan_rebuild};
-use crate::ports::{ErrorCode, PortResult};
+use crate::plan::{Plan, PlanError, Purpose, RebuildChoice};
+use crate::ports::ErrorCode;
 use crate::runs::{RunDir, Runs};
 use crate::steps::{Registry, World};
 
 /// Plans of one run that may replace one another: one per location that fails, and one to spare.
 const PLANS_MAX: usize = 8;
 
-/// What is wanted.
-#[derive(Debug, Clone)]
-pub enum Wanted {
-    Build,
-    Rebuild(RebuildChoice),
-}
-
-/// The circumstances of a plan that outlive a re-planning.
-#[derive(Debug, Clone, Default)]
-pub struct Course {
-    /// Set after the first plan.
-    pub lineage: Option<String>,
-    pub parent: Option<String>,
-    pub unavailable: BTreeSet<String>,
-}
-
 /// Observes and plans. Touches nothing.
-pub async fn draw(connected: &Connected, wanted: &Wanted, course: &Course) -> Result<(Plan, Inventory), CliError> {
-    let world = &connected.world;
-    let depth = if course.parent.is_some() { Depth::Cloud } else { Depth::Machines };
-    let inventory = observe(world, depth).await?;
-    let pins = pins(world, &inventory).await?;
-    let digests = if inventory.secrets_kept { digests(world).await? } else { BTreeMap::new() };
-    let now = world.clock.now();
+pub async fn draw(connected: &Connected, wanted: &Wanted, course: &Course) -> Result<Plan, CliError> {
+    let now = connected.world.clock.now();
     let plan_id = format!("{}-{:06x}", now.strftime("%Y%m%dt%H%M%S"), rand::random::<u32>() >> 8);
-    let existing = inventory.servers.iter().find_map(|s| s.labels.get(crate::plan::LINEAGE_LABEL).cloned());
-    let lineage = match (&course.lineage, wanted) {
-        (Some(lineage), _) => lineage.clone(),
-        // A build continues the life that its servers are of.
-        (None, Wanted::Build) => existing.unwrap_or_else(|| plan_id.clone()),
-        (None, Wanted::Rebuild(_)) => plan_id.clone(),
-    };
-    let basis = Basis {
-        cluster: &world.cluster,
-        inventory: &inventory,
-        pins: &pins,
-        ssh_public_key: &connected.ssh_public_key,
-        digests: &digests,
-        plan_id: &plan_id,
-        parent: course.parent.as_deref(),
-        lineage: &lineage,
-        now,
-        unavailable: &course.unavailable,
-    };
-    let plan = match wanted {
-        Wanted::Build => plan_build(&basis),
-        Wanted::Rebuild(choice) => plan_rebuild(&basis, choice),
-    };
-    Ok((plan.map_err(refused)?, inventory))
-}
-
-/// Version and digest of everything servers install: a digest the bucket has, else the one of the local file.
-async fn pins(world: &World, inventory: &Inventory) -> PortResult<BTreeMap<String, (String, String)>> {
-    let mut pins = BTreeMap::new();
-    for item in [Role::Master, Role::Worker].into_iter().flat_map(|role| needed(&world.cluster, role)) {
-        let (version, digests) = world.artifacts.pinned(&item.name, item.version.as_deref())?;
-        let digest = match digests.into_iter().find(|d| inventory.mirrored.contains(d)) {
-            Some(digest) => digest,
-            None => world.artifacts.fetch(&item.name, &version).await?.1,
-        };
-        pins.insert(item.name, (version, digest));
-    }
-    Ok(pins)
-}
-
-async fn digests(world: &World) -> PortResult<BTreeMap<String, String>> {
-    let (cluster, secrets) = (&world.cluster, world.secrets().await?);
-    let masters = cluster.masters.iter().map(|m| (&m.name, Role::Master));
-    let workers = cluster.workers.iter().map(|w| (&w.name, Role::Worker));
-    Ok(masters
-        .chain(workers)
-        .map(|(name, role)| (server_name(cluster, name), config_digest(cluster, &secrets, role, name)))
-        .collect())
+    draw_plan(&connected.world, &connected.ssh_public_key, wanted, course, &plan_id).await.map_err(|e| match e {
+        DrawError::Port(error) => error.into(),
+        DrawError::Plan(error) => refused(error),
+    })
 }
 
 fn refused(error: PlanError) -> CliError {
@@ -122,7 +54,7 @@ pub fn draw_and_execute(context: &Context, wanted: &Wanted, yes: bool) -> Result
     let connected = super::connect::connect(context)?;
     context.block_on(async {
         connected.store.ensure_bucket().await?;
-        let (plan, _) = draw(&connected, wanted, &Course::default()).await?;
+        let plan = draw(&connected, wanted, &Course::default()).await?;
         if plan.steps.is_empty() {
             return Ok(None);
         }
@@ -160,7 +92,7 @@ async fn follow(
         course.unavailable.insert(location);
         course.lineage = Some(plan.lineage.clone());
         course.parent = Some(plan.id.clone());
-        let (next, _) = draw(connected, wanted, &course).await?;
+        let next = draw(connected, wanted, &course).await?;
         // The new run exists before the old one is given up: whenever this dies, one of them can be resumed.
         let next_dir = runs.create(&next, &connected.declared.text)?;
         abandon(&connected.world, &plan, &dir, &next)?;

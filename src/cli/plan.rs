@@ -1,7 +1,8 @@
 use std::fmt::Write as _;
 
-use super::drive::{Course, Wanted, draw};
+use super::drive::draw;
 use super::{CliError, Context, ExitKind};
+use crate::drawing::{Course, Wanted};
 use crate::plan::{Plan, RebuildChoice};
 
 /// Show what would be done and why; touches nothing. Exit code 2 if there is anything to do.
@@ -28,7 +29,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
         What::Rebuild => Wanted::Rebuild(RebuildChoice { snapshot: args.snapshot, even_if_alive: true }),
     };
     let connected = super::connect::connect(context)?;
-    let (plan, _) = context.block_on(draw(&connected, &wanted, &Course::default()))?;
+    let plan = context.block_on(draw(&connected, &wanted, &Course::default()))?;
     if context.global.json {
         let text = serde_json::to_string_pretty(&plan).map_err(|e| CliError::new(ExitKind::Failed, e.to_string()))?;
         println!("{text}");

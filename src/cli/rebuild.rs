@@ -1,5 +1,6 @@
-use super::drive::{Wanted, draw_and_execute};
+use super::drive::draw_and_execute;
 use super::{CliError, Context};
+use crate::drawing::Wanted;
 use crate::plan::RebuildChoice;
 
 /// Bring the cluster back from Git and the bucket onto new servers.

@@ -1,0 +1,97 @@
+//! From what is wanted to a plan: looks at the world, gathers what the planner needs to know, and asks it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::distribution::server_name;
+use crate::distribution::upstream::{Role, config_digest, needed};
+use crate::observe::{Depth, observe};
+use crate::plan::{Basis, Inventory, LINEAGE_LABEL, Plan, PlanError, RebuildChoice, plan_build, plan_rebuild};
+use crate::ports::{PortError, PortResult};
+use crate::steps::World;
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub enum Wanted {
+    Build,
+    Rebuild(RebuildChoice),
+}
+
+/// The circumstances of a plan that outlive a re-planning.
+#[derive(Debug, Clone, Default)]
+pub struct Course {
+    /// Set after the first plan.
+    pub lineage: Option<String>,
+    pub parent: Option<String>,
+    pub unavailable: BTreeSet<String>,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum DrawError {
+    #[error(transparent)]
+    Port(#[from] PortError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+/// Observes and plans. Touches nothing.
+pub async fn draw_plan(
+    world: &World,
+    ssh_public_key: &str,
+    wanted: &Wanted,
+    course: &Course,
+    plan_id: &str,
+) -> Result<Plan, DrawError> {
+    // While a run is under way its own steps know the machines better than a look from outside.
+    let depth = if course.parent.is_some() { Depth::Cloud } else { Depth::Machines };
+    let inventory = observe(world, depth).await?;
+    let pins = pins(world, &inventory).await?;
+    let digests = if inventory.secrets_kept { digests(world).await? } else { BTreeMap::new() };
+    let existing = inventory.servers.iter().find_map(|s| s.labels.get(LINEAGE_LABEL).cloned());
+    let lineage = match (&course.lineage, wanted) {
+        (Some(lineage), _) => lineage.clone(),
+        // A build continues the life that its servers are of.
+        (None, Wanted::Build) => existing.unwrap_or_else(|| plan_id.to_owned()),
+        (None, Wanted::Rebuild(_)) => plan_id.to_owned(),
+    };
+    let basis = Basis {
+        cluster: &world.cluster,
+        inventory: &inventory,
+        pins: &pins,
+        ssh_public_key,
+        digests: &digests,
+        plan_id,
+        parent: course.parent.as_deref(),
+        lineage: &lineage,
+        now: world.clock.now(),
+        unavailable: &course.unavailable,
+    };
+    Ok(match wanted {
+        Wanted::Build => plan_build(&basis)?,
+        Wanted::Rebuild(choice) => plan_rebuild(&basis, choice)?,
+    })
+}
+
+/// Version and digest of everything servers install: a digest the bucket has, else the one of the local file.
+async fn pins(world: &World, inventory: &Inventory) -> PortResult<BTreeMap<String, (String, String)>> {
+    let mut pins = BTreeMap::new();
+    for item in [Role::Master, Role::Worker].into_iter().flat_map(|role| needed(&world.cluster, role)) {
+        let (version, digests) = world.artifacts.pinned(&item.name, item.version.as_deref())?;
+        let digest = match digests.into_iter().find(|d| inventory.mirrored.contains(d)) {
+            Some(digest) => digest,
+            None => world.artifacts.fetch(&item.name, &version).await?.1,
+        };
+        pins.insert(item.name, (version, digest));
+    }
+    Ok(pins)
+}
+
+async fn digests(world: &World) -> PortResult<BTreeMap<String, String>> {
+    let (cluster, secrets) = (&world.cluster, world.secrets().await?);
+    let masters = cluster.masters.iter().map(|m| (&m.name, Role::Master));
+    let workers = cluster.workers.iter().map(|w| (&w.name, Role::Worker));
+    Ok(masters
+        .chain(workers)
+        .map(|(name, role)| (server_name(cluster, name), config_digest(cluster, &secrets, role, name)))
+        .collect())
+}
