@@ -1,0 +1,155 @@
+//! A run is stopped after every journal event, and after every event of its resumption once more at a drawn distance: each
+//! time it must end in the same state as a run that was left alone, with nothing made twice.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chaos_tests::memory::{Machine, MemoryWorld};
+use hk_dr::config::{Cluster, parse};
+use hk_dr::drawing::{Course, Wanted, draw_plan};
+use hk_dr::engine::{Engine, Run, RunError, Silent};
+use hk_dr::journal::{JournalError, MemoryJournal, RunStatus};
+use hk_dr::plan::{Plan, RebuildChoice};
+use hk_dr::ports::Cloud;
+use hk_dr::steps::Registry;
+
+fn cluster() -> Cluster {
+    parse(include_str!("../../examples/demo/cluster.yaml"), "cluster.yaml").expect("the demo's cluster is right")
+}
+
+async fn draw(world: &MemoryWorld, wanted: &Wanted) -> Plan {
+    draw_plan(&world.world(), "ssh-ed25519 AAAA", wanted, &Course::default(), "p1").await.expect("a plan")
+}
+
+/// One process: executes the plan with what the journal holds so far, and dies where the journal says.
+async fn process(world: &MemoryWorld, plan: &Plan, journal: MemoryJournal) -> Result<(), RunError> {
+    let events = journal.events();
+    let mut run = Run::open(&plan.id, plan, Box::new(journal), &events)?;
+    let engine = Engine { registry: Arc::new(Registry::standard()), world: world.world(), progress: Arc::new(Silent) };
+    let result = engine.execute(plan, &mut run).await;
+    if result.is_ok() {
+        assert_eq!(run.state.status(), RunStatus::Finished);
+    }
+    result
+}
+
+/// What a user would see of the cluster.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    servers: BTreeMap<String, (String, Machine)>,
+    volumes: BTreeMap<String, (String, bool)>,
+    nodes: Vec<String>,
+}
+
+async fn outcome(world: &MemoryWorld) -> Outcome {
+    let machines = world.machines().await;
+    let servers = world.cloud.servers("").await.expect("listed");
+    let volumes = world.cloud.volumes("").await.expect("listed");
+    Outcome {
+        servers: servers
+            .into_iter()
+            .map(|s| {
+                let machine = machines[&s.name].clone();
+                // Device names carry the volume's id, which differs between runs.
+                let machine = Machine { mounted: machine.mounted.map(|_| "mounted".into()), ..machine };
+                (s.name, (s.location, Machine { data: machine.data.clone().map(|d| d[..2].to_owned()), ..machine }))
+            })
+            .collect(),
+        volumes: volumes.into_iter().map(|v| (v.name, (v.location, v.server.is_some()))).collect(),
+        nodes: world.nodes().into_iter().collect(),
+    }
+}
+
+/// A world before the run: empty for a build; for a rebuild, what a half-lost cluster left.
+async fn before(wanted: &Wanted) -> MemoryWorld {
+    let world = MemoryWorld::new(&cluster(), matches!(wanted, Wanted::Rebuild(_)));
+    if matches!(wanted, Wanted::Rebuild(_)) {
+        leave_remains(&world).await;
+    }
+    world
+}
+
+/// One old master with its volume is left, in the lost cluster's name.
+async fn leave_remains(world: &MemoryWorld) {
+    use hk_dr::ports::{ServerSpec, VolumeSpec};
+    let labels: hk_dr::ports::Labels = [("hk-dr/cluster", "demo"), ("hk-dr/lineage", "old"), ("hk-dr/name", "m2")]
+        .into_iter()
+        .chain([("hk-dr/host-key", "sAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAs")])
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .collect();
+    let server = ServerSpec {
+        name: "demo-m2".into(),
+        server_type: "cx23".into(),
+        image: "debian-12".into(),
+        location: "nbg1".into(),
+        ssh_keys: Vec::new(),
+        placement_group: None,
+        labels: labels.clone(),
+        user_data: String::new(),
+    };
+    let server = world.cloud.create_server(&server).await.expect("the old server");
+    let volume = VolumeSpec { name: "demo-m2-etcd".into(), size_gb: 10, location: "nbg1".into(), labels };
+    let volume = world.cloud.create_volume(&volume).await.expect("the old volume");
+    world.cloud.attach_volume(volume.id, server.id).await.expect("attached");
+}
+
+async fn battery(wanted: Wanted) {
+    let alone = before(&wanted).await;
+    let plan = draw(&alone, &wanted).await;
+    let journal = MemoryJournal::default();
+    process(&alone, &plan, journal.clone()).await.expect("an undisturbed run ends");
+    let events = journal.events().len() as u64;
+    let expected = outcome(&alone).await;
+    let created = alone.cloud.creations();
+    assert!(events > 2 * plan.steps.len() as u64, "{events} events for {} steps", plan.steps.len());
+
+    for first in 0..events {
+        // The second death comes a little later: 0 means none.
+        for second in [0, 1 + first % 7] {
+            let world = before(&wanted).await;
+            let plan = draw(&world, &wanted).await;
+            let journal = MemoryJournal::default();
+            let died = process(&world, &plan, journal.stopping_after(first)).await;
+            assert!(
+                matches!(died, Err(RunError::Journal(JournalError::Stopped(_)))) || first + 1 >= events,
+                "stopped after event {first}: {died:?}"
+            );
+            if second > 0 {
+                let _ = process(&world, &plan, journal.stopping_after(first + second)).await;
+            }
+            process(&world, &plan, journal.continued())
+                .await
+                .unwrap_or_else(|e| panic!("resumed after events {first} and {second} more: {e}"));
+            assert_eq!(outcome(&world).await, expected, "stopped after events {first} and {second} more");
+            assert_eq!(world.cloud.creations(), created, "made twice after events {first} and {second} more");
+        }
+    }
+    println!("{events} events, each survived, {} runs killed", 2 * events);
+}
+
+#[tokio::test]
+async fn a_build_survives_death_after_every_event() {
+    battery(Wanted::Build).await;
+}
+
+#[tokio::test]
+async fn a_rebuild_survives_death_after_every_event_and_keeps_the_old_volume() {
+    battery(Wanted::Rebuild(RebuildChoice::default())).await;
+    let wanted = Wanted::Rebuild(RebuildChoice::default());
+    let world = before(&wanted).await;
+    let plan = draw(&world, &wanted).await;
+    process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
+    let volumes = outcome(&world).await.volumes;
+    assert!(volumes.keys().any(|name| name.starts_with("demo-m2-etcd-before-")), "{volumes:?}");
+    assert!(world.machines().await.values().all(|m| m.overwritten == 0), "no data was overwritten");
+}
+
+#[tokio::test]
+async fn a_second_build_has_no_steps_for_what_exists_in_the_cloud() {
+    let world = before(&Wanted::Build).await;
+    let plan = draw(&world, &Wanted::Build).await;
+    process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
+    let again = draw(&world, &Wanted::Build).await;
+    let made: Vec<_> = again.steps.iter().filter(|s| s.kind.ends_with(".create")).collect();
+    assert!(made.is_empty(), "{made:?}");
+}
