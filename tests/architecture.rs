@@ -30,15 +30,14 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A source file's path from the root, and its lines of code: without comments and, where the whole rest of the file is
-/// tests, without those.
+/// A source file's path from the root, and its lines of code: without comments, and up to the tests at its end.
 struct Source {
     path: String,
     lines: Vec<(usize, String)>,
 }
 
 fn sources(folder: &str) -> Vec<Source> {
-    let mut found = Vec::new();
+    let (mut found, mut tests) = (Vec::new(), Vec::new());
     let start = root().join(folder);
     let mut pending: Vec<PathBuf> = vec![start.clone(), start.with_extension("rs")];
     while let Some(path) = pending.pop() {
@@ -46,20 +45,31 @@ fn sources(folder: &str) -> Vec<Source> {
             pending.extend(std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
         } else if path.extension().is_some_and(|e| e == "rs") && path.exists() {
             let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
-            // A port's contract suite is a test too.
-            if name.ends_with("/tests.rs") || name.ends_with("/contract.rs") || name.contains("/tests/") {
-                continue;
-            }
             let text = std::fs::read_to_string(&path).unwrap();
             let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.to_owned()));
             let code = lines
-                .take_while(|(_, line)| !line.starts_with("#[cfg(test)]"))
+                .take_while(|(_, line)| *line != "mod tests {")
                 .filter(|(_, line)| !line.trim_start().starts_with("//"))
                 .collect();
-            found.push(Source { path: name, lines: code });
+            tests.extend(test_modules(&path, &text));
+            found.push((path, Source { path: name, lines: code }));
         }
     }
-    found
+    found.retain(|(path, _)| !tests.iter().any(|test| path.starts_with(test) || *path == test.with_extension("rs")));
+    found.into_iter().map(|(_, source)| source).collect()
+}
+
+/// Paths, without extension, of the modules that a file declares for tests only.
+fn test_modules(path: &Path, text: &str) -> Vec<PathBuf> {
+    let stem = path.file_stem().unwrap().to_str().unwrap();
+    let folder = path.parent().unwrap();
+    let folder = if ["mod", "lib", "main"].contains(&stem) { folder.to_owned() } else { folder.join(stem) };
+    let lines: Vec<_> = text.lines().collect();
+    let declared = lines.windows(2).filter(|pair| pair[0].trim() == "#[cfg(test)]").filter_map(|pair| {
+        let (_, name) = pair[1].split_once("mod ")?;
+        name.strip_suffix(';').map(|name| folder.join(name))
+    });
+    declared.collect()
 }
 
 /// Fails with every line of `folders` that contains one of `words`.

@@ -46,7 +46,13 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
             let artifacts = select(&cache, &names)?;
             obtain(context, &cache, &artifacts, &sources)?;
             cache.drop_build_caches();
-            list_of(&cache, &artifacts, context)
+            if context.global.json {
+                return list_of(&cache, &artifacts, context);
+            }
+            if !context.global.quiet {
+                eprintln!("{} pinned files are in {}", artifacts.len(), context.cache_dir().join("artifacts").display());
+            }
+            Ok(())
         }
     }
 }
