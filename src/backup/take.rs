@@ -10,7 +10,8 @@ use super::manifest::{FORMAT, Manifest, Sealed};
 use super::seal::{self, Compression, Inspected, Stored};
 use super::{Recipients, layout, pack, require};
 use crate::ports::{
-    ByteStream, Clock, ErrorCode, Etcd, ObjectStore, PortError, PortResult, PutCondition, RecoverySet, Upload,
+    ByteStream, Clock, ErrorClass, ErrorCode, Etcd, ObjectStore, PortError, PortResult, PutCondition, RecoverySet,
+    Upload,
 };
 
 /// Silence of the member in the middle of its snapshot.
@@ -101,7 +102,7 @@ pub async fn take(request: &TakeRequest<'_>) -> PortResult<Taken> {
     let recovery = {
         let (sealed, stored) = seal::seal_small(&packed, request.recipients)?;
         let key = layout::beside(request.cluster, &id, layout::RECOVERY);
-        request.store.put(&key, sealed, PutCondition::Absent).await?;
+        put_once(request.store, &key, sealed).await?;
         use sha2::Digest;
         Sealed {
             key,
@@ -140,8 +141,19 @@ pub async fn take(request: &TakeRequest<'_>) -> PortResult<Taken> {
     let manifest_key = layout::beside(request.cluster, &id, layout::MANIFEST);
     let text = serde_json::to_vec_pretty(&manifest)
         .map_err(|e| PortError::new(ErrorCode::Invalid, format!("write the manifest: {e}")))?;
-    request.store.put(&manifest_key, Bytes::from(text), PutCondition::Absent).await?;
+    put_once(request.store, &manifest_key, Bytes::from(text)).await?;
     Ok(Taken { manifest, manifest_key })
+}
+
+/// Writes an object that must not exist yet. When an answer is lost, the store's own repetition meets what the first
+/// attempt wrote: then what is there is ours, byte for byte, and that is success.
+async fn put_once(store: &dyn ObjectStore, key: &str, data: Bytes) -> PortResult<()> {
+    let Err(failed) = store.put(key, data.clone(), PutCondition::Absent).await else { return Ok(()) };
+    let unsure = matches!(failed.class(), ErrorClass::Transient | ErrorClass::Conflict);
+    if unsure && store.get(key, data.len() as u64).await.is_ok_and(|there| there == data) {
+        return Ok(());
+    }
+    Err(failed)
 }
 
 /// Runs the stages side by side until the stream's end. The first cause is the error that is returned.

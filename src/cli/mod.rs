@@ -20,6 +20,7 @@ mod rebuild;
 mod resume;
 mod runs;
 mod schema;
+mod snapshot;
 mod validate;
 
 use std::process::ExitCode;
@@ -49,6 +50,7 @@ enum Command {
     Plan(plan::Args),
     Build(build::Args),
     Rebuild(rebuild::Args),
+    Snapshot(snapshot::Args),
     Resume(resume::Args),
     Runs(runs::Args),
     Artifacts(artifacts::Args),
@@ -79,6 +81,7 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Plan(args) => plan::run(args, context),
         Command::Build(args) => build::run(args, context),
         Command::Rebuild(args) => rebuild::run(args, context),
+        Command::Snapshot(args) => snapshot::run(args, context),
         Command::Resume(args) => resume::run(args, context),
         Command::Runs(args) => runs::run(args, context),
         Command::Artifacts(args) => artifacts::run(args, context),

@@ -40,6 +40,8 @@ struct State {
     open_uploads: u64,
     calls: BTreeMap<Operation, u64>,
     faults: Vec<Fault>,
+    /// Numbers of puts that take effect although they answer an error.
+    lost_answers: Vec<u64>,
     capacity_bytes: Option<u64>,
     staged_bytes: u64,
 }
@@ -94,6 +96,11 @@ impl MemoryStore {
     /// Plans a failure.
     pub fn fail(&self, fault: Fault) {
         self.lock().faults.push(fault);
+    }
+
+    /// The `nth` put (from 1) takes effect, but its answer is lost: the caller sees a timeout.
+    pub fn lose_answer_of_put(&self, nth: u64) {
+        self.lock().lost_answers.push(nth);
     }
 
     /// Every write that would take the bucket beyond this size fails with `LimitExceeded`.
@@ -196,7 +203,12 @@ impl ObjectStore for MemoryStore {
         check_key(key)?;
         let mut state = self.call(Operation::Put)?;
         state.room_for(data.len(), &format!("write {key}"))?;
-        state.insert(key, data, &condition)
+        let info = state.insert(key, data, &condition)?;
+        let nth = state.calls.get(&Operation::Put).copied().unwrap_or_default();
+        if state.lost_answers.contains(&nth) {
+            return Err(PortError::new(ErrorCode::Timeout, format!("write {key}: the answer was lost")));
+        }
+        Ok(info)
     }
 
     async fn get(&self, key: &str, limit_bytes: u64) -> PortResult<Bytes> {

@@ -250,6 +250,16 @@ async fn a_failure_of_any_call_to_the_bucket_leaves_no_snapshot() {
 }
 
 #[tokio::test]
+async fn a_lost_answer_to_a_write_that_happened_is_no_failure() {
+    for nth in [1, 2] {
+        let store = MemoryStore::new();
+        store.lose_answer_of_put(nth);
+        take_from(&FakeEtcd::sample(), &store, &keys()).await.unwrap();
+        newest(&store).await;
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_trailer_leaves_nothing() {
     let snapshot = &compacted_sample().snapshot;
     let mut flipped = snapshot.clone();

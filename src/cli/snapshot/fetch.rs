@@ -1,0 +1,31 @@
+use std::path::PathBuf;
+
+use super::{Choice, print_json};
+use crate::backup::{Catalog, Identities, fetch};
+use crate::cli::connect::connect;
+use crate::cli::{CliError, Context};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    choice: Choice,
+    /// Directory for the two files; they are readable by their owner only.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    to: PathBuf,
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
+    let identities = Identities::load_given(context.global.identity.as_deref())?;
+    let connected = connect(context)?;
+    let store = connected.store.as_ref();
+    let fetched = context.block_on(async {
+        let entry = Catalog::new(store, &connected.declared.cluster.name).find(&args.choice.snapshot).await?;
+        fetch(store, &entry.manifest, &identities, &args.to).await
+    })?;
+    if context.global.json {
+        return print_json(&fetched);
+    }
+    println!("{}    (etcdutl snapshot restore takes it)", fetched.etcd.display());
+    println!("{}    (tar takes it; it holds the cluster's keys)", fetched.recovery.display());
+    Ok(())
+}

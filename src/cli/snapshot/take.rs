@@ -1,0 +1,108 @@
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{print_json, size};
+use crate::backup::{Compression, Progress, TakeRequest, Taken, take};
+use crate::cli::connect::{Connected, connect};
+use crate::cli::{CliError, Context};
+use crate::distribution::{pki::ClusterSecrets, server_name};
+use crate::ports::{ErrorCode, EtcdEndpoint, PortError, PortResult};
+use crate::steps::ServerOutput;
+
+pub(super) fn run(context: &Context) -> Result<(), CliError> {
+    let connected = connect(context)?;
+    let progress = Progress::default();
+    let taken = context.block_on(async {
+        let show = show_progress(context, &progress);
+        tokio::select! {
+            taken = take_now(&connected, &progress) => taken,
+            () = show => unreachable!("showing progress has no end"),
+        }
+    })?;
+    let manifest = &taken.manifest;
+    if context.global.json {
+        return print_json(manifest);
+    }
+    let keys = manifest.keys.map_or_else(|| "?".to_owned(), |keys| keys.to_string());
+    println!(
+        "Snapshot {} taken from {}: revision {}, {keys} keys, {} in the bucket as {}.",
+        manifest.id,
+        manifest.source_member,
+        manifest.revision,
+        size(manifest.etcd.plain_bytes),
+        size(manifest.etcd.stored_bytes + manifest.recovery.stored_bytes),
+    );
+    println!("It is unproven until it has been restored; `hk-dr snapshot verify` reads it back.");
+    Ok(())
+}
+
+/// Takes a snapshot of the declared cluster: finds its masters, connects, and adds to the cluster's secrets what else a
+/// recovery needs.
+async fn take_now(connected: &Connected, progress: &Progress) -> PortResult<Taken> {
+    let (world, declared) = (&connected.world, &connected.declared);
+    let mut recovery = world.vault.load().await?.ok_or_else(|| {
+        PortError::new(ErrorCode::NotFound, format!("the bucket keeps no secrets of cluster {}", world.cluster.name))
+            .hint("no snapshot was taken; a cluster that hk-dr built has them: run `hk-dr build` first")
+    })?;
+    // Names what is missing or unusable, better than a list of paths could.
+    ClusterSecrets::from_recovery_set(&recovery)
+        .map_err(|e| PortError::new(ErrorCode::Corrupt, format!("no snapshot was taken: {e}")))?;
+    recovery.insert("cluster.yaml".to_owned(), (0o644, declared.text.clone().into_bytes()));
+    if let Some(commit) = &declared.git_commit {
+        recovery.insert("git-commit".to_owned(), (0o644, format!("{commit}\n").into_bytes()));
+    }
+
+    let mut endpoints = Vec::new();
+    for master in &world.cluster.masters {
+        let name = server_name(&world.cluster, &master.name);
+        // A lost master is no reason to take no snapshot: the others are compared and one of them gives it.
+        if let Some(server) = world.cloud.server_by_name(&name).await? {
+            let host = ServerOutput::of(&server)?.host();
+            endpoints.push(EtcdEndpoint { name: master.name.clone(), host, address: master.address });
+        }
+    }
+    if endpoints.is_empty() {
+        let message = format!("no master of cluster {} exists in the cloud", world.cluster.name);
+        return Err(PortError::new(ErrorCode::NotFound, message)
+            .hint("no snapshot was taken; `hk-dr rebuild` brings the cluster back from the newest one"));
+    }
+    let etcd = world.etcd(&endpoints).await?;
+    take(&TakeRequest {
+        cluster: &world.cluster.name,
+        etcd: etcd.as_ref(),
+        store: world.store.as_ref(),
+        recipients: &declared.recipients,
+        recovery: &recovery,
+        required: &["cluster.yaml"],
+        git_commit: declared.git_commit.clone(),
+        clock: world.clock.as_ref(),
+        compression: Compression::default(),
+        progress,
+    })
+    .await
+}
+
+/// Shows how far it is, until it is dropped.
+async fn show_progress(context: &Context, progress: &Progress) {
+    let bar = if context.interactive() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {msg}") {
+        bar.set_style(style);
+    }
+    let bar = Cleared(bar);
+    loop {
+        bar.0.set_length(progress.expected_bytes().max(progress.read_bytes()));
+        bar.0.set_position(progress.read_bytes());
+        bar.0.set_message(format!("stored {}", size(progress.stored_bytes())));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// A bar that is gone when nobody drives it any more.
+struct Cleared(ProgressBar);
+
+impl Drop for Cleared {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
