@@ -233,9 +233,6 @@ impl<'a> Draft<'a> {
         let needs = [configure_id.as_str(), &mount_id, &etcd_binaries, restored.as_deref().unwrap_or_default()];
         let params = EtcdStartStep { server: full.clone() };
         self.add(format!("etcd/{full}"), &params, &needs, format!("start etcd on {full}"), reason, 60);
-        // etcd's binaries go first: they are small, and everything waits for etcd.
-        let control = format!("binaries-control-plane/{full}");
-        self.binaries(&control, &full, Role::Master, |name| name.starts_with("kube"), &[&ready_id, &etcd_binaries]);
     }
 
     /// Waits for etcd's members, then starts the API server on each of `masters`. `then` adds what must be done between
@@ -247,15 +244,22 @@ impl<'a> Draft<'a> {
         let needs: Vec<&str> = etcds.iter().map(String::as_str).collect();
         let title = "wait until all etcd members agree on the hash of all data";
         self.add("etcd-agree", &EtcdAgree { servers }, &needs, title, "the API must not serve before", 180);
+        // One API server is enough to serve again: the first gets the machine and the network to itself, the others
+        // follow. etcd's binaries go before all: they are small, and everything waits for etcd.
+        let first = masters.first().map(|m| self.full(&m.name)).unwrap_or_default();
+        let first_api = format!("api/{first}");
         for master in masters {
             let full = self.full(&master.name);
-            let control = format!("binaries-control-plane/{full}");
+            let (control, etcd) = (format!("binaries-control-plane/{full}"), format!("binaries-etcd/{full}"));
+            let ready = format!("ready/{full}");
+            let after = if full == first { "" } else { first_api.as_str() };
+            self.binaries(&control, &full, Role::Master, |name| name.starts_with("kube"), &[&ready, &etcd, after]);
             let params = ApiStart { server: full.clone() };
             let title = format!("start the API server on {full}");
-            self.add(format!("api/{full}"), &params, &["etcd-agree", &control], title, reason, 180);
+            self.add(format!("api/{full}"), &params, &["etcd-agree", &control, after], title, reason, 180);
         }
-        if let Some(first) = masters.first() {
-            then(self, &self.full(&first.name));
+        if !masters.is_empty() {
+            then(self, &first);
         }
         for master in masters {
             let full = self.full(&master.name);

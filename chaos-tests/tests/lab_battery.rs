@@ -1,0 +1,175 @@
+//! The real thing: hk-dr is killed after journal events drawn by a printed seed, resumed, and killed again, through a
+//! whole build and a whole rebuild on booted machines. Needs root.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use rand::rngs::StdRng;
+use rand::seq::index::sample;
+use rand::{Rng, SeedableRng};
+use serde_json::Value;
+
+/// Deaths in the build, and as many in the rebuild.
+const DEATHS_EACH: usize = 6;
+/// A build has about ninety events, a rebuild a few more; a death beyond the last event is none.
+const EVENTS: usize = 84;
+
+struct Lab {
+    name: String,
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    fn up() -> Self {
+        let dir = tempfile::Builder::new().prefix("hk-dr-battery-").tempdir().expect("a scratch directory");
+        let name = format!("battery-{}", std::process::id());
+        let lab = Self { name, dir };
+        succeeded(&lab.host(&["lab", "up", "--name", &lab.name]), "lab up");
+        lab
+    }
+
+    /// hk-dr on the host.
+    fn host(&self, args: &[&str]) -> Output {
+        Command::new(hk_dr()).args(args).output().expect("hk-dr starts")
+    }
+
+    /// hk-dr at the operator's place, dying after a journal event if one is given.
+    fn operator(&self, args: &[&str], die_after: Option<usize>) -> Output {
+        let mut command = Command::new(hk_dr());
+        command.args(["lab", "exec", "--name", &self.name, "--from", "operator", "--"]);
+        if let Some(event) = die_after {
+            command.args(["env", &format!("HK_DR_CRASH_AFTER_EVENT={event}")]);
+        }
+        command.arg(hk_dr()).args(args);
+        command.args(["-C", &self.path("git"), "--state", &self.path("state"), "--identity", &self.path("identity")]);
+        command.output().expect("hk-dr starts")
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    fn api(&self, what: &str) -> Vec<Value> {
+        let script =
+            format!("curl -fsS -H \"Authorization: Bearer $HCLOUD_TOKEN\" $HCLOUD_ENDPOINT/{what}?per_page=50");
+        let output = self.host(&["lab", "exec", "--name", &self.name, "--from", "operator", "--", "sh", "-c", &script]);
+        succeeded(&output, what);
+        let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        value[what].as_array().cloned().unwrap_or_default()
+    }
+
+    fn delete(&self, what: &str) {
+        for thing in self.api(what) {
+            let script = format!(
+                "curl -fsS -X DELETE -H \"Authorization: Bearer $HCLOUD_TOKEN\" $HCLOUD_ENDPOINT/{what}/{} >/dev/null",
+                thing["id"]
+            );
+            // A volume is free a moment after its server is gone.
+            let gone = (0..50).any(|_| {
+                let args = ["lab", "exec", "--name", &self.name, "--from", "operator", "--", "sh", "-c", &script];
+                self.host(&args).status.success() || {
+                    std::thread::sleep(std::time::Duration::from_millis(200));
+                    false
+                }
+            });
+            assert!(gone, "{what} {} could not be deleted", thing["id"]);
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = self.host(&["lab", "down", "--name", &self.name]);
+    }
+}
+
+/// The program under test: built beside this test.
+fn hk_dr() -> PathBuf {
+    let here = std::env::current_exe().expect("this test has a path");
+    let path = here.parent().and_then(Path::parent).expect("deps/..").join("hk-dr");
+    assert!(path.exists(), "{} is not built: run `make test` or `cargo build` first", path.display());
+    path
+}
+
+fn succeeded(output: &Output, what: &str) {
+    assert!(
+        output.status.success(),
+        "{what} ended with {}\n{}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Runs to the end over several deaths.
+fn die_and_resume(lab: &Lab, first: &[&str], deaths: &[usize]) {
+    let mut args = first.to_vec();
+    for event in deaths {
+        let output = lab.operator(&args, Some(*event));
+        println!("killed after event {event} of {}: {}", args[0], output.status);
+        // A death before the run has a plan leaves nothing to resume; from then on there is always one.
+        args = vec!["resume"];
+    }
+    let output = lab.operator(&args, None);
+    succeeded(&output, "the last resume");
+}
+
+/// Ids of what exists, by name; fails where a name stands for two things.
+fn unique(lab: &Lab, what: &str) -> BTreeMap<String, u64> {
+    let things = lab.api(what);
+    let by_name: BTreeMap<String, u64> = things
+        .iter()
+        .map(|t| (t["name"].as_str().unwrap_or_default().to_owned(), t["id"].as_u64().unwrap_or_default()))
+        .collect();
+    assert_eq!(by_name.len(), things.len(), "{what} made twice: {things:?}");
+    by_name
+}
+
+fn whole(lab: &Lab) {
+    assert_eq!(unique(lab, "servers").into_keys().collect::<Vec<_>>(), ["demo-m1", "demo-m2", "demo-m3", "demo-w1"]);
+    assert_eq!(
+        unique(lab, "volumes").into_keys().collect::<Vec<_>>(),
+        ["demo-m1-etcd", "demo-m2-etcd", "demo-m3-etcd"]
+    );
+    assert_eq!(unique(lab, "networks").into_keys().collect::<Vec<_>>(), ["demo"]);
+    let again = lab.operator(&["build", "--yes", "--json"], None);
+    succeeded(&again, "a second build");
+    let answer: Value = serde_json::from_slice(&again.stdout).expect("JSON");
+    assert_eq!(answer["changed"], false, "a build after the run had something to do");
+}
+
+#[test]
+fn build_and_rebuild_survive_deaths_on_real_machines() {
+    let seed = std::env::var("HK_DR_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| rand::rng().random());
+    println!("seed {seed} (HK_DR_SEED={seed} repeats it)");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut draw = || {
+        let mut deaths = sample(&mut random, EVENTS, DEATHS_EACH).into_vec();
+        deaths.sort_unstable();
+        deaths
+    };
+    let lab = Lab::up();
+    std::fs::create_dir(lab.dir.path().join("git")).expect("a directory");
+    std::fs::write(lab.dir.path().join("git/cluster.yaml"), include_str!("../../examples/demo/cluster.yaml"))
+        .expect("written");
+    let (one, two) = (lab.path("identity"), lab.path("second-identity"));
+    let args = ["keys", "init", "--new-identity", &one, "--new-identity", &two];
+    let mut init = Command::new(hk_dr());
+    init.args(["lab", "exec", "--name", &lab.name, "--from", "operator", "--"]).arg(hk_dr()).args(args);
+    succeeded(&init.args(["-C", &lab.path("git")]).output().expect("hk-dr starts"), "keys init");
+
+    let deaths = draw();
+    println!("build dies after {deaths:?}");
+    die_and_resume(&lab, &["build", "--yes"], &deaths);
+    whole(&lab);
+    succeeded(&lab.operator(&["snapshot"], None), "snapshot");
+
+    lab.delete("servers");
+    lab.delete("volumes");
+    let deaths = draw();
+    println!("rebuild dies after {deaths:?}");
+    die_and_resume(&lab, &["rebuild", "--yes"], &deaths);
+    whole(&lab);
+    println!("{} deaths survived", 2 * DEATHS_EACH);
+}
