@@ -17,6 +17,10 @@ const UNAVAILABLE: i32 = 14;
 const DATA_LOSS: i32 = 15;
 const UNAUTHENTICATED: i32 = 16;
 
+/// What the client says when the connection, not etcd, failed.
+const BROKEN: [&str; 4] =
+    ["transport error", "error reading a body from connection", "connection reset", "broken pipe"];
+
 /// Maps an error of the client onto the codes decisions depend on.
 pub(super) fn port_error(error: &Error) -> PortError {
     match error {
@@ -52,6 +56,8 @@ fn from_status(code: i32, message: String) -> PortError {
         // What TLS found wrong is told only in words.
         _ if message.contains("invalid peer certificate") => ErrorCode::Untrusted,
         _ if message.contains("received fatal alert") => ErrorCode::Unauthorized,
+        // A connection that broke has the code "unknown" or "internal"; only the words tell it from a failure of etcd.
+        _ if BROKEN.iter().any(|words| message.contains(words)) => ErrorCode::Unreachable,
         INVALID_ARGUMENT => ErrorCode::Invalid,
         DEADLINE_EXCEEDED => ErrorCode::Timeout,
         // Compacted or future revisions are out of range.

@@ -16,12 +16,14 @@ const KUBE_PORT: u16 = 6443;
 #[derive(Clone)]
 pub struct SshDialer {
     shell: SshShell,
+    pub(super) etcd_port: u16,
+    pub(super) kube_port: u16,
 }
 
 impl SshDialer {
     /// Dials through this shell's key and port.
     pub fn new(shell: SshShell) -> Self {
-        Self { shell }
+        Self { shell, etcd_port: ETCD_PORT, kube_port: KUBE_PORT }
     }
 }
 
@@ -30,7 +32,7 @@ impl Dialer for SshDialer {
     async fn etcd(&self, members: &[EtcdEndpoint], tls: &ClientTls) -> PortResult<Arc<dyn Etcd>> {
         let mut client = EtcdClient::empty();
         for member in members {
-            let remote = SocketAddr::from((member.address, ETCD_PORT));
+            let remote = SocketAddr::from((member.address, self.etcd_port));
             let (forward, trouble) = self.shell.forward_lazily(&member.host, remote).await?;
             let url = format!("https://{}", forward.local);
             client
@@ -41,7 +43,7 @@ impl Dialer for SshDialer {
     }
 
     async fn kube(&self, host: &Host, tls: &ClientTls) -> PortResult<Arc<dyn Kube>> {
-        let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, KUBE_PORT));
+        let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, self.kube_port));
         let (forward, trouble) = self.shell.forward_lazily(host, remote).await?;
         let url = format!("https://{}", forward.local);
         Ok(Arc::new(KubeClient::new(&url, tls, Some(forward.guard), Some(Arc::new(move || trouble.last())))?))

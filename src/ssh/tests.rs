@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::ports::{ByteStream, ErrorCode, Host, RemoteFile, Shell};
+use crate::ports::{ByteStream, Dialer, ErrorCode, EtcdEndpoint, Host, RemoteFile, Shell};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -345,4 +345,44 @@ async fn a_forward_to_nothing_closes_its_connections() {
     let mut nothing = Vec::new();
     let read = socket.read_to_end(&mut nothing).await;
     assert!(nothing.is_empty(), "{read:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn etcd_is_dialed_through_its_machine_which_may_come_later_or_go() {
+    let server = crate::etcd::testing::Server::start().await;
+    let (mut sshd, shell, host) = Sshd::ready().await;
+    let mut dialer = SshDialer::new(shell);
+    dialer.etcd_port = server.client_port;
+    let endpoint = EtcdEndpoint { name: "m1".into(), host: host.clone(), address: Ipv4Addr::LOCALHOST };
+    let stranger = Host { host_key_sha256: keypair().unwrap().fingerprint, ..host };
+    let other = EtcdEndpoint { name: "m2".into(), host: stranger, ..endpoint.clone() };
+    let etcd = dialer.etcd(&[endpoint, other], &server.pki.client()).await.unwrap();
+    assert_eq!(etcd.members(), ["m1", "m2"]);
+    etcd.put("m1", b"/a", &vec![1; 1_000_000]).await.unwrap();
+    assert_eq!(etcd.get("m1", b"/a").await.unwrap().unwrap().value.len(), 1_000_000);
+    let error = etcd.status("m2").await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Untrusted, "{error}");
+
+    sshd.kill();
+    let error = etcd.status("m1").await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Unreachable, "{error}");
+    let _again = Sshd::start_with(sshd.port, sshd.login.clone(), sshd.host_key.clone());
+    for _ in 0..200 {
+        if etcd.status("m1").await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the member was not reached again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_that_is_not_up_yet_is_unreachable_not_an_error_of_dialing() {
+    let (sshd, shell, host) = Sshd::ready().await;
+    let mut dialer = SshDialer::new(shell);
+    dialer.kube_port = crate::etcd::testing::free_port();
+    let tls = crate::etcd::testing::Pki::new().client();
+    let kube = dialer.kube(&host, &tls).await.unwrap();
+    assert_eq!(kube.ready().await.unwrap_err().code, ErrorCode::Unreachable);
+    drop(sshd);
 }
