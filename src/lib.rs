@@ -13,6 +13,7 @@ pub mod bolt;
 )]
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod distribution;
 pub mod drawing;
 pub mod engine;

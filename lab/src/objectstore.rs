@@ -14,7 +14,7 @@ use crate::error::{Attempt, LabError};
 use crate::{fabric, netns};
 
 /// The only region.
-pub const REGION: &str = "fsn1";
+pub const REGION: &str = "hel1";
 /// From start to the first answer.
 const START_DEADLINE: Duration = Duration::from_secs(20);
 /// After this many restarts something is wrong that a restart does not heal.

@@ -8,6 +8,8 @@ pub mod connect;
 mod context;
 mod crash;
 mod credentials;
+mod demo;
+mod demo_probe;
 mod display;
 mod drive;
 mod error;
@@ -46,7 +48,6 @@ struct Cli {
 /// One file a command; each has `pub struct Args` and `pub fn run(args, &Context) -> Result<(), CliError>`.
 #[derive(Subcommand)]
 enum Command {
-    Keys(keys::Args),
     Plan(plan::Args),
     Build(build::Args),
     Rebuild(rebuild::Args),
@@ -58,6 +59,10 @@ enum Command {
     #[command(hide = true)]
     BenchSnapshotOnce(bench::OnceArgs),
     Completions(completions::Args),
+    Demo(demo::Args),
+    #[command(hide = true)]
+    DemoProbe(demo_probe::Args),
+    Keys(keys::Args),
     Schema(schema::Args),
     Validate(validate::Args),
     Lab(lab::Args),
@@ -77,7 +82,6 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command, context: &Context) -> Result<(), CliError> {
     match command {
-        Command::Keys(args) => keys::run(args, context),
         Command::Plan(args) => plan::run(args, context),
         Command::Build(args) => build::run(args, context),
         Command::Rebuild(args) => rebuild::run(args, context),
@@ -88,6 +92,9 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Bench(args) => bench::run(args, context),
         Command::BenchSnapshotOnce(args) => bench::once(&args, context),
         Command::Completions(args) => completions::run(args, context),
+        Command::Demo(args) => demo::run(args, context),
+        Command::DemoProbe(args) => demo_probe::run(args, context),
+        Command::Keys(args) => keys::run(args, context),
         Command::Schema(args) => schema::run(args, context),
         Command::Validate(args) => validate::run(args, context),
         Command::Lab(args) => lab::run(args, context),

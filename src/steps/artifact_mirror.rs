@@ -13,7 +13,7 @@ pub struct ArtifactMirrorStep;
 const PART_BYTES: usize = 8 << 20;
 
 /// Where servers find a binary.
-pub(super) fn object_key(cluster: &str, sha256: &str) -> String {
+pub fn object_key(cluster: &str, sha256: &str) -> String {
     format!("{cluster}/artifacts/{sha256}")
 }
 

@@ -37,6 +37,7 @@ mod worker_configure;
 mod worker_start;
 mod world;
 
+pub use artifact_mirror::object_key;
 pub use servers::{HOST_KEY_LABEL, ServerOutput};
 pub use world::World;
 
