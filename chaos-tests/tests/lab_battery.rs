@@ -172,4 +172,65 @@ fn build_and_rebuild_survive_deaths_on_real_machines() {
     die_and_resume(&lab, &["rebuild", "--yes"], &deaths);
     whole(&lab);
     println!("{} deaths survived", 2 * DEATHS_EACH);
+    errors_say_what_to_do(&lab);
+}
+
+/// On the living cluster: each of these must change nothing, and say what happened and what to do.
+fn errors_say_what_to_do(lab: &Lab) {
+    let servers = unique(lab, "servers");
+    refused(&lab.operator(&["rebuild", "--yes"], None), 1, &["alive", "--even-if-alive"]);
+    refused(&lab.operator(&["snapshot", "show", "20200101T000000Z-r1"], None), 5, &["20200101T000000Z-r1"]);
+    refused(
+        &lab.operator(&["rebuild", "--yes", "--even-if-alive", "--snapshot", "nonsense"], None),
+        5,
+        &["nonsense", "snapshot list"],
+    );
+    refused(&lab.operator(&["resume"], None), 5, &["hk-dr runs"]);
+
+    let other = lab.path("stranger");
+    let keygen = Command::new("age-keygen").args(["-o", &other]).output().expect("age is installed");
+    succeeded(&keygen, "age-keygen");
+    let place = ["lab", "exec", "--name", &lab.name, "--from", "operator", "--"];
+    let git = lab.path("git");
+    let stranger = Command::new(hk_dr())
+        .args(place)
+        .arg("env")
+        .args(["-u", "HCLOUD_TOKEN"])
+        .arg(hk_dr())
+        .args(["plan", "-C", &git, "--identity", &other])
+        .output()
+        .expect("hk-dr starts");
+    refused(&stranger, 4, &["secrets.yaml.age"]);
+    let token = Command::new(hk_dr())
+        .args(place)
+        .args(["env", "HCLOUD_TOKEN=wrong"])
+        .arg(hk_dr())
+        .args(["plan", "-C", &git, "--identity", &lab.path("identity")])
+        .output()
+        .expect("hk-dr starts");
+    refused(&token, 4, &["token"]);
+
+    // Nowhere is there capacity: a lost worker can't come back, and nothing else may have been begun.
+    for location in ["fsn1", "nbg1", "hel1"] {
+        let args = ["lab", "fault", "add", "--name", &lab.name, "location-unavailable", location];
+        succeeded(&lab.host(&args), "a fault");
+    }
+    let worker = servers["demo-w1"];
+    let script = format!(
+        "curl -fsS -X DELETE -H \"Authorization: Bearer $HCLOUD_TOKEN\" $HCLOUD_ENDPOINT/servers/{worker} >/dev/null; sleep 1"
+    );
+    succeeded(&lab.host(&[&place[..], &["sh", "-c", &script]].concat()), "the worker's loss");
+    refused(&lab.operator(&["build", "--yes"], None), 7, &["capacity", "fallbackLocations"]);
+    let mut left = servers;
+    left.remove("demo-w1");
+    assert_eq!(unique(lab, "servers"), left, "an error changed something");
+}
+
+fn refused(output: &Output, code: i32, says: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    println!("--- exit {:?}\n{}", output.status.code(), text.trim_end());
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    for word in says {
+        assert!(text.contains(word), "nothing about {word} in: {text}");
+    }
 }
