@@ -9,7 +9,7 @@ use super::connect::connect;
 use super::{CliError, Context, ExitKind};
 use crate::demo::proofs::{Before, prove};
 use crate::demo::recovery::await_recovery;
-use crate::demo::uses::{Notes, use_cluster};
+use crate::demo::uses::{Notes, start_web, use_cluster};
 use crate::demo::{DemoError, canary, disk};
 use crate::ssh::SshShell;
 
@@ -22,7 +22,9 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Probe {
-    /// Puts workloads into the cluster and notes what must survive.
+    /// Puts a web pod into the cluster that is being built and waits for its answer.
+    Web,
+    /// Writes what the team would miss and notes what must survive.
     Use {
         #[arg(long)]
         notes: PathBuf,
@@ -71,6 +73,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
         world.cluster.masters.last().ok_or_else(|| CliError::from(DemoError::new("the cluster has no master")))?;
     context.block_on(async {
         match args.probe {
+            Probe::Web => print(&start_web(world).await?),
             Probe::Use { notes } => print(&use_cluster(world, &notes).await?),
             Probe::Canaries { log } => Ok(canary::write_canaries(world, &log).await?),
             Probe::KeepDisk { to } => Ok(disk::keep(world, &shell()?, last, &to).await?),

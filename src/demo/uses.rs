@@ -31,7 +31,10 @@ const SECRETS: usize = 30;
 const CONFIG_MAPS: usize = 100;
 /// Requests under way at once.
 const AT_ONCE: usize = 8;
-const API_WITHIN: Duration = Duration::from_secs(120);
+const SERVERS_WITHIN: Duration = Duration::from_secs(180);
+const API_WITHIN: Duration = Duration::from_secs(300);
+/// Between two looks at a cluster that is being built.
+const ASK_EVERY: Duration = Duration::from_millis(200);
 const POD_WITHIN: Duration = Duration::from_secs(120);
 /// How the API server marks what it encrypted before it gave it to etcd.
 const ENCRYPTED: &[u8] = b"k8s:enc:";
@@ -57,11 +60,12 @@ impl Notes {
     }
 }
 
-/// When the pod answered, and what was checked.
+/// A pod's first answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Used {
-    pub pod_answered_at: Timestamp,
-    pub checks: Vec<Check>,
+pub struct Answered {
+    pub at: Timestamp,
+    /// What it said, and where.
+    pub said: String,
 }
 
 /// The cluster's servers by full name, as the cloud shows them; those that are not ready to be talked to are left out.
@@ -96,60 +100,87 @@ pub async fn etcd(world: &World, hosts: &BTreeMap<String, ServerOutput>) -> Port
     world.etcd(&members).await
 }
 
-/// Puts the workloads into a cluster, waits for the pod's answer, and notes what must survive.
+/// Puts a web pod into a cluster that is being built, as soon as it takes it, and waits for the pod's answer over the
+/// network.
 ///
 /// # Errors
-/// The cluster does not take them, or no pod answers.
-pub async fn use_cluster(world: &World, notes_path: &Path) -> Result<Used, DemoError> {
-    let hosts = hosts(world).await?;
-    let first = masters(world, &hosts).into_iter().next().ok_or_else(|| DemoError::new("there is no master"))?;
-    let worker = worker_address(world, &hosts).ok_or_else(|| DemoError::new("there is no worker"))?;
-    let kube = world.kube(&first).await?;
-    wait_for_api(kube.as_ref()).await?;
-    for (collection, object) in workload() {
+/// The cluster does not take it, or no pod answers.
+pub async fn start_web(world: &World) -> Result<Answered, DemoError> {
+    let (master, worker) = within(SERVERS_WITHIN, "master and worker", || async {
+        let hosts = hosts(world).await?;
+        let master = masters(world, &hosts).into_iter().next();
+        Ok(master.zip(worker_address(world, &hosts)))
+    })
+    .await?;
+    // The bucket keeps the cluster's secrets from early on, but not from the first moment.
+    let kube = within(API_WITHIN, "secrets in the bucket", || async { Ok(Some(world.kube(&master).await?)) }).await?;
+    within(API_WITHIN, "ready Kubernetes API", || async { Ok(kube.ready().await?.then_some(())) }).await?;
+    let (namespace, rest) = workload();
+    kube.create(&namespace.0, &namespace.1).await?;
+    // A pod that comes before there is a node for it is tried again a second later, and then two.
+    within(POD_WITHIN, "ready node", || async {
+        Ok(kube.list(&core("nodes", None)).await?.iter().find(|n| is_ready(n)).map(|_| ()))
+    })
+    .await?;
+    for (collection, object) in rest {
         kube.create(&collection, &object).await?;
     }
     let said = web::pod_answer(worker, NODE_PORT, POD_WITHIN).await?;
-    let pod_answered_at = world.clock.now();
-
-    let secrets = write_contents(kube.as_ref()).await?;
-    let token = grant(kube.as_ref()).await?;
-    let ca_pem = world.secrets().await?.kubernetes_ca.cert_pem.clone();
-    let checks = vec![
-        Check::new("pod answers from the network", true, format!("{said}, at {worker}:{NODE_PORT}")),
-        Check::of("Secrets are encrypted at rest", encrypted(world, &hosts, secrets.len()).await),
-    ];
-    write_notes(notes_path, &Notes { secrets, token, ca_pem })?;
-    Ok(Used { pod_answered_at, checks })
+    Ok(Answered { at: world.clock.now(), said: format!("{said}, at {worker}:{NODE_PORT}") })
 }
 
-async fn wait_for_api(kube: &dyn Kube) -> Result<(), DemoError> {
-    let end = tokio::time::Instant::now() + API_WITHIN;
+fn is_ready(node: &Value) -> bool {
+    let conditions = node["status"]["conditions"].as_array();
+    conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
+}
+
+/// Asks until there is something. Errors mean "not yet", until the deadline.
+async fn within<T, F: Future<Output = PortResult<Option<T>>>>(
+    deadline: Duration,
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> Result<T, DemoError> {
+    let end = tokio::time::Instant::now() + deadline;
     loop {
-        let last = match kube.ready().await {
-            Ok(true) => return Ok(()),
-            Ok(false) => "it answers, but is not ready".to_owned(),
+        let last = match ask().await {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => "not yet".to_owned(),
             Err(error) => error.message,
         };
         if tokio::time::Instant::now() > end {
-            let seconds = API_WITHIN.as_secs();
-            return Err(DemoError::new(format!("the Kubernetes API was not ready within {seconds} s: {last}")));
+            return Err(DemoError::new(format!("no {what} within {} s: {last}", deadline.as_secs())));
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(ASK_EVERY).await;
     }
+}
+
+/// Writes what the team would miss, and notes what must survive.
+///
+/// # Errors
+/// The cluster does not take it.
+pub async fn use_cluster(world: &World, notes_path: &Path) -> Result<Vec<Check>, DemoError> {
+    let hosts = hosts(world).await?;
+    let first = masters(world, &hosts).into_iter().next().ok_or_else(|| DemoError::new("there is no master"))?;
+    let kube = world.kube(&first).await?;
+    let secrets = write_contents(kube.as_ref()).await?;
+    let token = grant(kube.as_ref()).await?;
+    let ca_pem = world.secrets().await?.kubernetes_ca.cert_pem.clone();
+    let checks = vec![Check::of("Secrets are encrypted at rest", encrypted(world, &hosts, secrets.len()).await)];
+    write_notes(notes_path, &Notes { secrets, token, ca_pem })?;
+    Ok(checks)
 }
 
 fn core(plural: &str, namespace: Option<&str>) -> Collection {
     Collection { api_version: "v1".into(), plural: plural.into(), namespace: namespace.map(Into::into) }
 }
 
-/// A Deployment whose pod answers, behind a Service, in the order they must be made.
-fn workload() -> Vec<(Collection, Value)> {
+/// A namespace, and in it a Deployment whose pod answers, behind a Service, in the order they must be made.
+fn workload() -> ((Collection, Value), Vec<(Collection, Value)>) {
     let deployments =
         Collection { api_version: "apps/v1".into(), plural: "deployments".into(), namespace: Some(NAMESPACE.into()) };
     let namespace = |name: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-    vec![
-        (core("namespaces", None), namespace(NAMESPACE)),
+    let first = (core("namespaces", None), namespace(NAMESPACE));
+    let rest = vec![
         // Its own account: the namespace's default one appears only once a controller made it, and pods wait for it.
         (
             core("serviceaccounts", Some(NAMESPACE)),
@@ -189,7 +220,8 @@ fn workload() -> Vec<(Collection, Value)> {
             }),
         ),
         (core("namespaces", None), namespace(canary::NAMESPACE)),
-    ]
+    ];
+    (first, rest)
 }
 
 /// Writes Secrets and ConfigMaps; returns the digests of the Secrets' contents.

@@ -38,12 +38,16 @@ pub struct Install {
 /// Fetches files at the same time, checks each digest before the file gets its name, and leaves alone what is right.
 pub fn install_script(items: &[Install]) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::from(
-        "fetch() { # path mode sha256; curl's configuration with the URL on standard input, so that no process list shows it\n\
-         [ -f \"$1\" ] && [ \"$(sha256sum < \"$1\" | cut -c1-64)\" = \"$3\" ] && { chmod \"$2\" \"$1\"; return 0; }\n\
+        // A build hashes 800 MB on its servers: openssl uses the processor's instructions for it, coreutils takes six times
+        // as long.
+        "if command -v openssl >/dev/null; then digest() { openssl dgst -sha256 -r | cut -c1-64; }\n\
+         else digest() { sha256sum | cut -c1-64; }; fi\n\
+         fetch() { # path mode sha256; curl's configuration with the URL on standard input, so that no process list shows it\n\
+         [ -f \"$1\" ] && [ \"$(digest < \"$1\")\" = \"$3\" ] && { chmod \"$2\" \"$1\"; return 0; }\n\
          mkdir -p \"${1%/*}\"\n\
          curl -fsS --retry 8 --retry-delay 1 --retry-all-errors --connect-timeout 5 --max-time 600 -o \"$1.part\" -K - || {\n\
          echo \"could not fetch $1\" >&2; rm -f \"$1.part\"; return 21; }\n\
-         got=$(sha256sum < \"$1.part\" | cut -c1-64)\n\
+         got=$(digest < \"$1.part\")\n\
          [ \"$got\" = \"$3\" ] || { echo \"$1: the digest is $got, not $3; it was not installed\" >&2; rm -f \"$1.part\"; return 21; }\n\
          chmod \"$2\" \"$1.part\"; mv -f \"$1.part\" \"$1\"; }\n\
          main() {\nset -u\ntrap '' HUP\npids=\n",
