@@ -12,7 +12,7 @@ use crate::distribution::pki::{ClusterSecrets, hex};
 pub const NODE_FILE: &str = "/etc/hk-dr/node.json";
 
 /// Raised whenever rendering changes what a server gets, so that servers rendered by an older hk-dr are seen to differ.
-const RENDERING: u32 = 1;
+const RENDERING: u32 = 2;
 
 /// What a server knows about what it was rendered from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -74,6 +74,7 @@ fn every_connection_of_the_control_plane_is_authenticated() {
     for needed in ["--anonymous-auth=false", "--kubelet-certificate-authority=", "--encryption-provider-config="] {
         assert!(api.contains(needed), "{needed}");
     }
+    assert_eq!(files["/etc/hosts"], files["/etc/hk-dr/hosts"]);
     assert_eq!(files["/etc/hosts"].matches(" api.demo.internal").count(), 3);
 }
 

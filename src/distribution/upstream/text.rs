@@ -73,10 +73,10 @@ pub(super) fn kubeconfig(server: &str, ca_pem: &str, user: &str, leaf: &Leaf) ->
     ))
 }
 
-/// `/etc/hosts`, and the template from which cloud-init writes it anew at every boot (Hetzner's images have
-/// `manage_etc_hosts` on). The API's name has every master's address: Go's dialer tries them in turn, so no load
-/// balancer is needed to survive a master.
-pub(super) fn hosts_files(cluster: &Cluster, own_name: &str, own_address: Ipv4Addr) -> [RemoteFile; 2] {
+/// `/etc/hosts`; the template from which cloud-init writes it anew at every boot (Hetzner's images have `manage_etc_hosts`
+/// on); and a copy that a worker puts in its place at boot, whatever else wrote there. The API's name has every master's
+/// address: Go's dialer tries them in turn, so no load balancer is needed to survive a master.
+pub(super) fn hosts_files(cluster: &Cluster, own_name: &str, own_address: Ipv4Addr) -> [RemoteFile; 3] {
     let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
     let masters = cluster.masters.iter().map(|m| (m.address, m.name.as_str()));
     let own = (own_address, own_name);
@@ -88,5 +88,9 @@ pub(super) fn hosts_files(cluster: &Cluster, own_name: &str, own_address: Ipv4Ad
     for master in cluster.masters.iter().cycle().skip(first).take(cluster.masters.len()) {
         text.push_str(&format!("{} {}\n", master.address, api_name(cluster)));
     }
-    [file("/etc/hosts", 0o644, &text), file("/etc/cloud/templates/hosts.debian.tmpl", 0o644, &text)]
+    [
+        file("/etc/hk-dr/hosts", 0o644, &text),
+        file("/etc/hosts", 0o644, &text),
+        file("/etc/cloud/templates/hosts.debian.tmpl", 0o644, &text),
+    ]
 }

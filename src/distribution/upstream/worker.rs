@@ -120,11 +120,13 @@ const PREPARE_SCRIPT: &str = "#!/bin/sh\nset -eu\nfor module in overlay br_netfi
                               sysctl -q -e -p /etc/sysctl.d/90-hk-dr.conf || true\n\
                               [ \"$(cat /proc/sys/net/ipv4/ip_forward)\" = 1 ] || echo 1 > /proc/sys/net/ipv4/ip_forward\n\
                               nft -f /etc/hk-dr/pods.nft\n\
+                              # Whatever wrote /etc/hosts at boot does not know the API's name.\n\
+                              cp /etc/hk-dr/hosts /etc/hosts.hk-dr && mv -f /etc/hosts.hk-dr /etc/hosts\n\
                               # Volumes that pods share with the node need shared mounts.\nmount --make-rshared /\n";
 
 fn prepare_unit() -> String {
     format!(
-        "[Unit]\nDescription=Prepare this machine for pods\nBefore=containerd.service kubelet.service kube-proxy.service\n\n\
+        "[Unit]\nDescription=Prepare this machine for pods\nBefore=containerd.service kubelet.service kube-proxy.service\nAfter=cloud-init.service ssh.service\n\n\
          [Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart={PREPARE}\n\n[Install]\nWantedBy=multi-user.target\n"
     )
 }
