@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -110,7 +111,10 @@ fn os_field(os: &str, name: &str) -> Option<String> {
 
 fn install(source: &Source, draft: &Path, progress: &mut dyn FnMut(&str)) -> Result<(), LabError> {
     progress("golden image: installing Debian packages (a minute or two, once)");
-    let mut child = Command::new("debootstrap")
+    // In namespaces of its own: whatever ends this process ends the installation, and what it has mounted goes with it.
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc", "debootstrap"])
         .args(["--variant=minbase", &format!("--include={PACKAGES}"), &format!("--components={}", source.components)])
         .arg(&source.suite)
         .arg(draft)
@@ -118,9 +122,11 @@ fn install(source: &Source, draft: &Path, progress: &mut dyn FnMut(&str)) -> Res
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .attempt(|| "start debootstrap".into())?;
+        .stderr(Stdio::null());
+    let die_with_parent = || nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(Into::into);
+    // SAFETY: between fork and exec only prctl(2) is called and nothing is allocated.
+    unsafe { command.pre_exec(die_with_parent) };
+    let mut child = command.spawn().attempt(|| "start debootstrap".into())?;
     let mut last: Vec<String> = Vec::new();
     let mut counts = std::collections::BTreeMap::<String, u32>::new();
     for line in BufReader::new(child.stdout.take().ok_or_else(no_output)?).lines() {

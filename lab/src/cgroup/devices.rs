@@ -258,4 +258,35 @@ mod tests {
         assert_eq!(answer(&code, false, read | write, 136, 77), 1, "terminals");
         assert_eq!(answer(&code, false, read, 1, 1), 0, "/dev/mem");
     }
+
+    /// On a host with version 2 (or both), as root: the kernel takes the program, and holds to it.
+    #[test]
+    fn the_kernel_enforces_the_program() {
+        let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+        let Some(root) = roots.map(Path::new).into_iter().find(|r| r.join("cgroup.procs").exists()) else {
+            eprintln!("skipped: no control groups of version 2 here");
+            return;
+        };
+        let group = root.join(format!("hk-dr-lab-test-{}", std::process::id()));
+        if !nix::unistd::geteuid().is_root() || std::fs::create_dir(&group).is_err() {
+            eprintln!("skipped: not allowed to make control groups");
+            return;
+        }
+        let opens = |device: &str| {
+            let script = format!("echo 0 > {}/cgroup.procs && exec 3< {device}", group.display());
+            let output = std::process::Command::new("sh").args(["-c", &script]).output().expect("sh runs");
+            output.status.success()
+        };
+        let before = (opens("/dev/null"), opens("/dev/loop-control"));
+        attach(&group).expect("the program is attached");
+        let fenced = (opens("/dev/null"), opens("/dev/loop-control"), opens("/dev/loop0"));
+        change(&group, 7, 0, true).expect("the program is replaced");
+        let allowed = opens("/dev/loop0");
+        change(&group, 7, 0, false).expect("the program is replaced");
+        let denied = opens("/dev/loop0");
+        std::fs::remove_dir(&group).expect("the group is empty");
+        assert_eq!(before, (true, true));
+        assert_eq!(fenced, (true, false, false));
+        assert!(allowed && !denied);
+    }
 }
