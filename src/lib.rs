@@ -25,7 +25,6 @@ pub mod machines;
 pub mod observe;
 pub mod plan;
 pub mod ports;
-pub mod report;
 pub mod runs;
 pub mod s3;
 pub mod secrets;
