@@ -42,8 +42,12 @@ pub async fn draw_plan(
     course: &Course,
     plan_id: &str,
 ) -> Result<Plan, DrawError> {
-    // While a run is under way its own steps know the machines better than a look from outside.
-    let depth = if course.parent.is_some() { Depth::Cloud } else { Depth::Machines };
+    // A rebuild that is under way makes every machine anew: a look at them would only wait for those that boot. A build
+    // must know which masters have data, however often it is planned.
+    let depth = match wanted {
+        Wanted::Rebuild(_) if course.parent.is_some() => Depth::Cloud,
+        _ => Depth::Machines,
+    };
     let inventory = observe(world, depth).await?;
     let pins = pins(world, &inventory).await?;
     let digests = if inventory.secrets_kept { digests(world).await? } else { BTreeMap::new() };
