@@ -50,7 +50,11 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
                 return list_of(&cache, &artifacts, context);
             }
             if !context.global.quiet {
-                eprintln!("{} pinned files are in {}", artifacts.len(), context.cache_dir().join("artifacts").display());
+                eprintln!(
+                    "{} pinned files are in {}",
+                    artifacts.len(),
+                    context.cache_dir().join("artifacts").display()
+                );
             }
             Ok(())
         }
