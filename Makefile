@@ -49,6 +49,8 @@ test: build ## Run every test
 	wait $$ready
 	timeout --kill-after=30s $(TEST_DEADLINE) cargo test --locked --workspace --no-fail-fast -- --test-threads=$(TEST_THREADS)
 
+# What is measured is compiled with optimisation; dependencies are not compiled again for that.
+bench: export CARGO_PROFILE_DEV_OPT_LEVEL := 2
 bench: setup ## Measure what the goals are about, into target/bench.json
 	@$(SUDO) $(HK_DR) bench --output $(TARGET)/bench.json
 
