@@ -27,7 +27,7 @@ pub struct Compression {
 }
 
 impl Default for Compression {
-    /// Level 1: a third of level 3's time for a few percent more bytes (docs/DECISIONS.md has the measurement), and
+    /// Level 1: half to three quarters of level 3's time for a few percent more bytes (docs/DECISIONS.md), and
     /// small windows, which keep memory low.
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
