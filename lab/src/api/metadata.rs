@@ -26,6 +26,7 @@ impl Server {
             availability_zone: format!("{}-dc1", self.location.name),
             public_keys: self.public_keys.clone(),
             user_data: self.user_data.clone(),
+            root_password: None,
         }
     }
 }
