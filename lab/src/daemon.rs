@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::{self, Cloud};
+use crate::api::{self, Provider};
 use crate::error::{Attempt, LabError};
 use crate::machine::Machines;
 use crate::options::{LabInfo, Launch, labs_dir};
@@ -71,15 +71,15 @@ async fn serve(inheritance: Inheritance) -> Result<(), LabError> {
     store.start().await?;
     objectstore::publish(s3)?;
     let (machines, mut events) = Machines::new(&launch.name, &launch.golden, &launch.disks, Registry::at(registry)?)?;
-    let cloud = Cloud::new(Arc::new(machines), api::Options::new(info.token.clone()));
-    let told = Arc::clone(&cloud);
+    let provider = Provider::new(Arc::new(machines), api::Options::new(info.token.clone()));
+    let told = Arc::clone(&provider);
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {
             told.machine_event(event);
         }
     });
     api.set_nonblocking(true).attempt(|| "prepare a listener".into())?;
-    let (router, metadata) = (api::router(Arc::clone(&cloud)), api::metadata_router(cloud));
+    let (router, metadata) = (api::router(Arc::clone(&provider)), api::metadata_router(provider));
     let servers =
         [(fabric::listen(fabric::METADATA)?, metadata), (fabric::listen(fabric::API)?, router.clone()), (api, router)];
     let mut running = tokio::task::JoinSet::new();

@@ -270,7 +270,7 @@ async fn get_location(Path(id): Path<String>) -> ApiResult {
 
 async fn list_server_types(State(cloud): State<Arc<Cloud>>, listing: Listing) -> ApiResult {
     let state = cloud.state();
-    let available = |l: &Location| !state.faults.is_unavailable(l.name);
+    let available = |l: &Location| !state.common.faults().is_unavailable(l.name);
     listing.reply("server_types", SERVER_TYPES.iter().map(|t| t.json(available)).collect(), &["architecture"])
 }
 
@@ -278,7 +278,7 @@ async fn get_server_type(State(cloud): State<Arc<Cloud>>, Path(id): Path<String>
     let id = path_id(&id)?;
     let found = SERVER_TYPES.iter().find(|t| t.id == id).ok_or_else(|| ApiError::not_found("server_type", id))?;
     let state = cloud.state();
-    Ok(one("server_type", found.json(|l| !state.faults.is_unavailable(l.name))))
+    Ok(one("server_type", found.json(|l| !state.common.faults().is_unavailable(l.name))))
 }
 
 async fn list_images(listing: Listing) -> ApiResult {

@@ -10,12 +10,12 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::action::Action;
-use super::address::{Pool, Range};
+use super::address::Range;
 use super::error::{ApiError, ApiResult};
-use super::fault::Faults;
 use super::gate::{Bucket, RateLimit};
 use super::network::Network;
 use super::placement_group::PlacementGroup;
+use super::provider::Common;
 use super::server::{Server, Status};
 use super::ssh_key::SshKey;
 use super::volume::Volume;
@@ -27,7 +27,7 @@ const ACTIONS_MAX: usize = 5000;
 /// How a cloud behaves.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The API token of the only project.
+    /// The API token of the default project.
     pub token: String,
     /// Where public IPv4 addresses come from.
     pub public_range: Range,
@@ -68,7 +68,7 @@ impl Default for Limits {
     }
 }
 
-/// The cloud. Handlers decide under the lock and never hold it while an effect runs.
+/// One project's cloud. Handlers decide under the lock and never hold it while an effect runs.
 pub struct Cloud {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) options: Options,
@@ -77,17 +77,15 @@ pub struct Cloud {
 }
 
 impl Cloud {
-    pub fn new(backend: Arc<dyn Backend>, options: Options) -> Arc<Self> {
+    pub(super) fn new(backend: Arc<dyn Backend>, options: Options, common: Arc<Common>) -> Arc<Self> {
         let state = State {
-            last_id: options.first_id.saturating_sub(1),
-            addresses: Pool::new(options.public_range),
+            common,
             servers: BTreeMap::new(),
             volumes: BTreeMap::new(),
             networks: BTreeMap::new(),
             placement_groups: BTreeMap::new(),
             ssh_keys: BTreeMap::new(),
             actions: BTreeMap::new(),
-            faults: Faults::default(),
         };
         let bucket = Mutex::new(Bucket::new(options.rate_limit));
         Arc::new(Self { backend, options, state: Mutex::new(state), bucket })
@@ -177,21 +175,18 @@ impl Hidden {
 
 /// Everything the project has.
 pub struct State {
-    last_id: u64,
-    pub addresses: Pool,
+    pub common: Arc<Common>,
     pub servers: BTreeMap<u64, Server>,
     pub volumes: BTreeMap<u64, Volume>,
     pub networks: BTreeMap<u64, Network>,
     pub placement_groups: BTreeMap<u64, PlacementGroup>,
     pub ssh_keys: BTreeMap<u64, SshKey>,
     pub actions: BTreeMap<u64, Action>,
-    pub faults: Faults,
 }
 
 impl State {
     pub fn next_id(&mut self) -> u64 {
-        self.last_id += 1;
-        self.last_id
+        self.common.next_id()
     }
 
     pub fn server(&self, id: u64) -> ApiResult<&Server> {

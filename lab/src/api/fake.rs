@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::cloud::{Cloud, Options};
+use super::cloud::Options;
+use super::provider::Provider;
 use crate::backend::{Backend, BackendError, Effect, MachineSpec, Metadata};
 
 /// Records effects as lines such as `attach_volume 1002 to 1001`; takes its time; fails on demand.
@@ -152,7 +153,7 @@ pub struct Served {
     /// For `HCLOUD_ENDPOINT`.
     pub endpoint: String,
     pub token: String,
-    pub cloud: Arc<Cloud>,
+    pub provider: Arc<Provider>,
     pub backend: Arc<FakeBackend>,
 }
 
@@ -174,8 +175,8 @@ pub fn serve_fake_with(listener: TcpListener, options: Options) -> std::io::Resu
     let endpoint = format!("http://{}/v1", listener.local_addr()?);
     let backend = FakeBackend::new();
     let token = options.token.clone();
-    let cloud = Cloud::new(Arc::clone(&backend) as Arc<dyn Backend>, options);
-    let router = super::router(Arc::clone(&cloud));
+    let provider = Provider::new(Arc::clone(&backend) as Arc<dyn Backend>, options);
+    let router = super::router(Arc::clone(&provider));
     tokio::spawn(async move { axum::serve(listener, router).await });
-    Ok(Served { endpoint, token, cloud, backend })
+    Ok(Served { endpoint, token, provider, backend })
 }

@@ -9,10 +9,10 @@ use axum::routing::{delete, get};
 use serde_json::{Value, json};
 
 use super::catalog;
-use super::cloud::Cloud;
 use super::error::{ApiError, ApiResult};
 use super::input::{Input, path_id};
 use super::listing::{created, no_content, one};
+use super::provider::Provider;
 
 /// A fault that is set.
 #[derive(Debug, Clone)]
@@ -117,16 +117,16 @@ impl Faults {
 }
 
 /// Routes below `/_lab`.
-pub fn routes() -> Router<Arc<Cloud>> {
+pub fn routes() -> Router<Arc<Provider>> {
     Router::new().route("/_lab/faults", get(list).post(add).delete(lift_all)).route("/_lab/faults/{id}", delete(lift))
 }
 
-async fn list(State(cloud): State<Arc<Cloud>>) -> Response {
-    let faults: Vec<Value> = cloud.state().faults.set.iter().map(render).collect();
+async fn list(State(provider): State<Arc<Provider>>) -> Response {
+    let faults: Vec<Value> = provider.common.faults().set.iter().map(render).collect();
     one("faults", Value::Array(faults))
 }
 
-async fn add(State(cloud): State<Arc<Cloud>>, input: Input) -> ApiResult {
+async fn add(State(provider): State<Arc<Provider>>, input: Input) -> ApiResult {
     let count = input.number("count")?;
     let requests = |any_change: bool| -> ApiResult<Requests> {
         let path = input.string("path")?.unwrap_or_else(|| "*".into());
@@ -154,23 +154,22 @@ async fn add(State(cloud): State<Arc<Cloud>>, input: Input) -> ApiResult {
             return Err(ApiError::field("kind", format!("'{other}' is none of {known}")));
         }
     };
-    let mut state = cloud.state();
-    let fault = Fault { id: state.next_id(), kind, remaining, struck: 0 };
+    let fault = Fault { id: provider.common.next_id(), kind, remaining, struck: 0 };
     let rendered = render(&fault);
-    state.faults.set.push(fault);
+    provider.common.faults().set.push(fault);
     Ok(created(json!({"fault": rendered})))
 }
 
-async fn lift(State(cloud): State<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
+async fn lift(State(provider): State<Arc<Provider>>, Path(id): Path<String>) -> ApiResult {
     let id = path_id(&id)?;
-    let mut state = cloud.state();
-    let before = state.faults.set.len();
-    state.faults.set.retain(|f| f.id != id);
-    if state.faults.set.len() == before { Err(ApiError::not_found("fault", id)) } else { Ok(no_content()) }
+    let mut faults = provider.common.faults();
+    let before = faults.set.len();
+    faults.set.retain(|f| f.id != id);
+    if faults.set.len() == before { Err(ApiError::not_found("fault", id)) } else { Ok(no_content()) }
 }
 
-async fn lift_all(State(cloud): State<Arc<Cloud>>) -> Response {
-    cloud.state().faults.set.clear();
+async fn lift_all(State(provider): State<Arc<Provider>>) -> Response {
+    provider.common.faults().set.clear();
     no_content()
 }
 

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use axum::extract::{Request, State};
-use axum::http::header::AUTHORIZATION;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use tower::ServiceExt as _;
 
 use super::cloud::{Cloud, now};
 use super::error::ApiError;
+use super::provider::{Access, Project, Provider};
 
 /// How fast a project may ask.
 #[derive(Debug, Clone, Copy)]
@@ -67,28 +68,33 @@ impl Bucket {
 }
 
 /// The middleware.
-pub async fn pass(State(cloud): State<Arc<Cloud>>, request: Request, next: Next) -> Response {
+pub async fn pass(State(provider): State<Arc<Provider>>, request: Request, next: Next) -> Response {
     let correlation = correlation_id();
-    let mut response = admit(&cloud, request, next).await;
+    let mut response = admit(&provider, request, next).await;
     if let Ok(value) = HeaderValue::from_str(&correlation) {
         response.headers_mut().insert(HeaderName::from_static("x-correlation-id"), value);
     }
     response
 }
 
-async fn admit(cloud: &Arc<Cloud>, request: Request, next: Next) -> Response {
-    if !token_fits(request.headers(), &cloud.options.token) {
+async fn admit(provider: &Provider, mut request: Request, next: Next) -> Response {
+    let Some((project, access)) = provider.admit(request.headers()) else {
         return ApiError::new("unauthorized", "unable to authenticate").into_response();
-    }
+    };
+    let may = access == Access::ReadWrite || matches!(*request.method(), Method::GET | Method::HEAD);
     let full_path = request.uri().path().to_owned();
     // The lab's own endpoints are no part of the cloud: neither limit nor fault applies.
     let Some(path) = full_path.strip_prefix("/v1") else {
-        return next.run(request).await;
+        return if may { next.run(request).await } else { readonly() };
     };
+    let cloud = Arc::clone(&project.cloud);
+    request.extensions_mut().insert(project);
     let method = request.method().as_str().to_owned();
     let (granted, headers) = cloud.with_bucket(|bucket| (bucket.take(Instant::now()), bucket.headers()));
-    let mut response = if granted {
-        answer(cloud, &method, path, request, next).await
+    let mut response = if !may {
+        readonly()
+    } else if granted {
+        answer(&cloud, &method, path, request, next).await
     } else {
         ApiError::new("rate_limit_exceeded", "limit of requests per hour reached").into_response()
     };
@@ -99,22 +105,28 @@ async fn admit(cloud: &Arc<Cloud>, request: Request, next: Next) -> Response {
 }
 
 async fn answer(cloud: &Arc<Cloud>, method: &str, path: &str, request: Request, next: Next) -> Response {
-    if let Some(error) = cloud.state().faults.refusal(method, path) {
+    if let Some(error) = cloud.state().common.faults().refusal(method, path) {
         return error.into_response();
     }
     let response = next.run(request).await;
     // Only an answer that tells of work done can be lost in a way that matters.
-    if response.status().is_success() && cloud.state().faults.loses_answer(method, path) {
+    if response.status().is_success() && cloud.state().common.faults().loses_answer(method, path) {
         return ApiError::new("timeout", "the gateway gave up waiting for an answer").into_response();
     }
     response
 }
 
-fn token_fits(headers: &HeaderMap, token: &str) -> bool {
-    let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    given.and_then(|value| value.split_once(' ')).is_some_and(|(scheme, value)| {
-        scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && value.trim() == token
-    })
+fn readonly() -> Response {
+    ApiError::new("token_readonly", "the token is only allowed to perform GET requests").into_response()
+}
+
+/// Hands a request to the API of the project that its token belongs to.
+pub async fn to_project(request: Request) -> Response {
+    match request.extensions().get::<Project>() {
+        // A router refuses nothing itself: its error type has no value.
+        Some(project) => project.router.clone().oneshot(request).await.into_response(),
+        None => super::no_path(request).await.into_response(),
+    }
 }
 
 fn correlation_id() -> String {

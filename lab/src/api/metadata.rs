@@ -12,6 +12,7 @@ use axum::routing::get;
 use serde_json::json;
 
 use super::cloud::Cloud;
+use super::provider::Provider;
 use super::server::Server;
 use crate::backend::Metadata;
 
@@ -32,12 +33,12 @@ impl Server {
 }
 
 /// The service. Serve it with `into_make_service_with_connect_info::<SocketAddr>()`.
-pub fn metadata_router(cloud: Arc<Cloud>) -> Router {
+pub fn metadata_router(provider: Arc<Provider>) -> Router {
     Router::new()
         .route("/hetzner/v1/metadata", get(document))
         .route("/hetzner/v1/metadata/{item}", get(item))
         .route("/hetzner/v1/userdata", get(user_data))
-        .with_state(cloud)
+        .with_state(provider)
 }
 
 type Peer = ConnectInfo<SocketAddr>;
@@ -51,15 +52,21 @@ impl IntoResponse for NotFound {
     }
 }
 
-fn find(cloud: &Cloud, peer: SocketAddr) -> Result<Server, NotFound> {
+/// The server that has the asking address, and its project.
+fn find(provider: &Provider, peer: SocketAddr) -> Result<(Arc<Cloud>, Server), NotFound> {
     let IpAddr::V4(address) = peer.ip().to_canonical() else {
         return Err(NotFound);
     };
-    let state = cloud.state();
-    let public = state.servers.values().find(|s| s.public_ipv4.is_some_and(|p| p.ip == address));
-    // A machine without a public address asks from a private one.
-    let found = public.or_else(|| state.servers.values().find(|s| s.private.iter().any(|p| p.ip == address)));
-    found.cloned().ok_or(NotFound)
+    let by = |fits: &dyn Fn(&Server) -> bool| {
+        provider.projects().into_iter().find_map(|project| {
+            let found = project.cloud.state().servers.values().find(|s| fits(s)).cloned();
+            found.map(|server| (project.cloud, server))
+        })
+    };
+    by(&|s| s.public_ipv4.is_some_and(|p| p.ip == address))
+        // A machine without a public address asks from a private one.
+        .or_else(|| by(&|s| s.private.iter().any(|p| p.ip == address)))
+        .ok_or(NotFound)
 }
 
 fn text(body: String) -> Response {
@@ -67,8 +74,8 @@ fn text(body: String) -> Response {
 }
 
 /// A YAML document; JSON strings and lists are YAML too, so that no value needs escaping of another kind.
-async fn document(State(cloud): State<Arc<Cloud>>, ConnectInfo(peer): Peer) -> Result<Response, NotFound> {
-    let server = find(&cloud, peer)?;
+async fn document(State(provider): State<Arc<Provider>>, ConnectInfo(peer): Peer) -> Result<Response, NotFound> {
+    let (_, server) = find(&provider, peer)?;
     let metadata = server.metadata();
     let mut lines = vec![
         format!("availability-zone: {}", metadata.availability_zone),
@@ -84,11 +91,11 @@ async fn document(State(cloud): State<Arc<Cloud>>, ConnectInfo(peer): Peer) -> R
 }
 
 async fn item(
-    State(cloud): State<Arc<Cloud>>,
+    State(provider): State<Arc<Provider>>,
     ConnectInfo(peer): Peer,
     Path(item): Path<String>,
 ) -> Result<Response, NotFound> {
-    let server = find(&cloud, peer)?;
+    let (cloud, server) = find(&provider, peer)?;
     let metadata = server.metadata();
     let value = match item.as_str() {
         "hostname" => metadata.hostname,
@@ -121,8 +128,8 @@ fn private_networks(cloud: &Cloud, server: &Server) -> String {
     if lines.is_empty() { "[]\n".to_owned() } else { lines.join("\n") + "\n" }
 }
 
-async fn user_data(State(cloud): State<Arc<Cloud>>, ConnectInfo(peer): Peer) -> Result<Response, NotFound> {
-    let server = find(&cloud, peer)?;
+async fn user_data(State(provider): State<Arc<Provider>>, ConnectInfo(peer): Peer) -> Result<Response, NotFound> {
+    let (_, server) = find(&provider, peer)?;
     // As Hetzner does it: none is an error that cloud-init expects.
     if server.user_data.is_empty() {
         return Err(NotFound);

@@ -18,6 +18,7 @@ mod metadata;
 mod network;
 mod network_action;
 mod placement_group;
+mod provider;
 mod selector;
 mod server;
 mod server_action;
@@ -35,11 +36,23 @@ pub use cloud::{Cloud, Limits, Options};
 pub use fake::{FakeBackend, Served, serve_fake, serve_fake_with};
 pub use gate::RateLimit;
 pub use metadata::metadata_router;
+pub use provider::{Access, Project, Provider, Token};
 
 use error::ApiError;
 
 /// The API: paths under `/v1` as the cloud has them, and the lab's own under `/_lab`.
-pub fn router(cloud: Arc<Cloud>) -> Router {
+pub fn router(provider: Arc<Provider>) -> Router {
+    Router::new()
+        .merge(fault::routes())
+        .merge(provider::routes())
+        .method_not_allowed_fallback(no_method)
+        .fallback(gate::to_project)
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&provider), gate::pass))
+        .with_state(provider)
+}
+
+/// What one project's tokens reach.
+fn project_router(cloud: Arc<Cloud>) -> Router {
     let v1 = Router::new()
         .merge(action::routes())
         .merge(catalog::routes())
@@ -48,13 +61,7 @@ pub fn router(cloud: Arc<Cloud>) -> Router {
         .merge(server::routes())
         .merge(ssh_key::routes())
         .merge(volume::routes());
-    Router::new()
-        .nest("/v1", v1)
-        .merge(fault::routes())
-        .method_not_allowed_fallback(no_method)
-        .fallback(no_path)
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&cloud), gate::pass))
-        .with_state(cloud)
+    Router::new().nest("/v1", v1).method_not_allowed_fallback(no_method).fallback(no_path).with_state(cloud)
 }
 
 async fn no_method(request: Request) -> ApiError {

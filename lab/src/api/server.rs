@@ -82,7 +82,7 @@ impl Status {
 
 impl State {
     pub fn server_json(&self, server: &Server) -> Value {
-        let available = |l: &Location| !self.faults.is_unavailable(l.name);
+        let available = |l: &Location| !self.common.faults().is_unavailable(l.name);
         let ipv4 = server.public_ipv4.map(|p| {
             let [a, b, c, d] = p.ip.octets();
             let dns_ptr = format!("static.{d}.{c}.{b}.{a}.clients.your-server.de");
@@ -211,7 +211,7 @@ async fn remove(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> Ap
                 server.status = Status::Unknown;
             }
         } else if let Some(PublicIp { ip, .. }) = state.servers.remove(&id).and_then(|s| s.public_ipv4) {
-            state.addresses.give_back(ip);
+            state.common.addresses().give_back(ip);
         }
     });
     Ok(axum::response::IntoResponse::into_response(axum::Json(body)))

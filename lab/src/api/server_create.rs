@@ -89,12 +89,13 @@ fn admit(cloud: &Cloud, state: &mut State, input: &Input) -> ApiResult<(Work, Va
     if state.servers.len() >= cloud.options.limits.servers {
         return Err(ApiError::limit("server_limit"));
     }
-    if state.faults.unavailable(location.name) {
+    if state.common.faults().unavailable(location.name) {
         return Err(ApiError::unavailable(location.name));
     }
     let public_ipv4 = if wants_ipv4 {
         let ip = state
-            .addresses
+            .common
+            .addresses()
             .take()
             .ok_or_else(|| ApiError::new("resource_unavailable", "no public IPv4 address is free"))?;
         Some(PublicIp { id: state.next_id(), ip })
@@ -226,7 +227,7 @@ fn choose_location(
             .ok_or_else(|| ApiError::field("location", format!("location '{name}' not found")))?,
         (None, Some(location)) => location,
         (None, None) => {
-            let sells = |l: &&Location| server_type.sold_in(l) && !state.faults.is_unavailable(l.name);
+            let sells = |l: &&Location| server_type.sold_in(l) && !state.common.faults().is_unavailable(l.name);
             let found = catalog::locations().iter().find(sells);
             found.ok_or_else(|| ApiError::new("resource_unavailable", "no location has capacity for this type"))?
         }

@@ -139,7 +139,7 @@ async fn create(Shared(cloud): Shared<Arc<Cloud>>, input: Input) -> ApiResult {
     if state.volumes.len() >= cloud.options.limits.volumes {
         return Err(ApiError::limit("volume_limit"));
     }
-    if state.faults.unavailable(location.name) {
+    if state.common.faults().unavailable(location.name) {
         return Err(ApiError::unavailable(location.name));
     }
     let id = state.next_id();

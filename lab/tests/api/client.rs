@@ -20,6 +20,8 @@ const ACTION_DEADLINE: Duration = Duration::from_secs(20);
 pub struct Lab {
     pub served: Served,
     pub http: reqwest::Client,
+    /// Whom requests come from.
+    pub token: String,
 }
 
 /// An answer.
@@ -68,13 +70,14 @@ impl Lab {
         // reqwest insists on a TLS provider even for plain HTTP; a second installation of the same is no harm.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { served, http }
+        let token = served.token.clone();
+        Self { served, http, token }
     }
 
     pub async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
         let base = self.served.endpoint.trim_end_matches("/v1");
         let url = if path.starts_with("/_lab") { format!("{base}{path}") } else { format!("{base}/v1{path}") };
-        let mut request = self.http.request(method.clone(), url).bearer_auth(&self.served.token);
+        let mut request = self.http.request(method.clone(), url).bearer_auth(&self.token);
         if let Some(body) = body {
             request = request.json(&body);
         }
@@ -85,6 +88,11 @@ impl Lab {
             if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap_or(Value::String(text)) };
         document::check(method.as_str(), path, status, &body);
         Answer { status, headers, body }
+    }
+
+    /// The same lab with another token.
+    pub fn holding(self, token: &Value) -> Self {
+        Self { token: token.as_str().expect("a token").to_owned(), ..self }
     }
 
     pub async fn get(&self, path: &str) -> Answer {

@@ -8,6 +8,7 @@ mod keys_and_groups;
 mod lists;
 mod metadata;
 mod networks;
+mod projects;
 mod protocol;
 mod servers;
 mod tour;

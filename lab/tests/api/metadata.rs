@@ -16,7 +16,7 @@ async fn ask(lab: &Lab, from: &str, path: &str) -> (u16, String) {
     let peer: SocketAddr = format!("{from}:40000").parse().unwrap();
     let mut request = Request::get(path).body(Body::empty()).unwrap();
     request.extensions_mut().insert(ConnectInfo(peer));
-    let response = metadata_router(Arc::clone(&lab.served.cloud)).oneshot(request).await.unwrap();
+    let response = metadata_router(Arc::clone(&lab.served.provider)).oneshot(request).await.unwrap();
     let status = response.status().as_u16();
     let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
     (status, String::from_utf8(body.to_vec()).unwrap())

@@ -135,7 +135,7 @@ async fn a_machine_that_powers_off_by_itself_is_off() {
     let id = lab.server("sleepy").await;
     lab.done(lab.post(&format!("/servers/{id}/actions/shutdown"), json!({})).await).await;
     assert_eq!(lab.get(&format!("/servers/{id}")).await.ok()["server"]["status"], "running");
-    lab.served.cloud.machine_event(MachineEvent::Stopped(id));
+    lab.served.provider.machine_event(MachineEvent::Stopped(id));
     assert_eq!(lab.get(&format!("/servers/{id}")).await.ok()["server"]["status"], "off");
     assert_eq!(lab.get("/servers?status=off").await.ok()["servers"][0]["id"], id);
 }
