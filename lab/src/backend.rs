@@ -171,6 +171,10 @@ pub enum MachineEvent {
 pub trait Backend: Send + Sync + 'static {
     /// Makes the machine's disk from its image and its network; does not boot it. `metadata` is served to it from now on.
     async fn create_machine(&self, spec: &MachineSpec, metadata: &Metadata) -> Effect;
+    /// As `create_machine` after the lab was started anew: the disk is there, unless its making was cut short.
+    async fn restore_machine(&self, spec: &MachineSpec, metadata: &Metadata) -> Effect {
+        self.create_machine(spec, metadata).await
+    }
     /// Boots. Returns when the machine's init runs, not when its services do.
     async fn power_on(&self, id: u64) -> Effect;
     /// Cuts the power.

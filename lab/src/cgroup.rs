@@ -172,6 +172,28 @@ impl Group {
         Ok(())
     }
 
+    /// Changes memory and processors of a machine that is off.
+    pub(crate) fn resize(&self, limits: Limits) -> Result<(), LabError> {
+        let quota = u64::from(limits.cores) * CPU_PERIOD_US;
+        if self.cgroups.unified() {
+            for tree in self.cgroups.trees.iter().filter(|t| t.version == 2) {
+                let level = self.level(tree);
+                set(&level, "memory.max", &limits.memory_bytes.to_string())?;
+                set(&level, "cpu.max", &format!("{quota} {CPU_PERIOD_US}"))?;
+            }
+            return Ok(());
+        }
+        for (controller, file, value) in [
+            ("memory", "memory.limit_in_bytes", limits.memory_bytes.to_string()),
+            ("cpu", "cpu.cfs_quota_us", quota.to_string()),
+        ] {
+            if let Some(tree) = self.tree(controller) {
+                set(&self.level(tree), file, &value)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Lets the machine use one block device.
     pub(crate) fn allow_device(&self, major: u32, minor: u32) -> Result<(), LabError> {
         self.device("devices.allow", major, minor)

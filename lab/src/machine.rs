@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
 
-use crate::backend::{Effect, MachineEvent, MachineSpec};
+use crate::backend::{Effect, MachineEvent, MachineSpec, Metadata};
 use crate::cgroup::{Cgroups, Group, Limits};
 use crate::error::{Attempt, LabError};
 use crate::fabric::{self, Cable};
@@ -21,7 +20,9 @@ use crate::nspawn;
 use crate::registry::{Registry, Resident};
 use crate::volume::{self, LoopDevice};
 
+mod disk;
 mod effects;
+mod rescue;
 
 /// A killed machine is gone in 0.2 s; a busy host takes longer.
 const GONE_DEADLINE: Duration = Duration::from_secs(20);
@@ -57,6 +58,12 @@ struct Machine {
     volumes: BTreeMap<u64, Plugged>,
     /// Private interfaces by network.
     interfaces: BTreeMap<u64, Interface>,
+    /// In use while the machine runs.
+    disk: Option<disk::Disk>,
+    /// What boots next instead of the disk.
+    rescue: Option<Metadata>,
+    /// A fault: its disk has no free space.
+    full: bool,
 }
 
 /// One boot, from nspawn's start to its end.
@@ -91,12 +98,12 @@ impl Machines {
     ) -> Result<(Self, mpsc::Receiver<MachineEvent>), LabError> {
         for path in [golden, disks] {
             // They would end an option of the overlay mount.
-            if path.as_os_str().as_encoded_bytes().iter().any(|b| b",:\\".contains(b)) {
+            if !disk::fits_options(path) {
                 return Err(LabError::new(format!("{} has a comma, colon or backslash in its name", path.display()))
                     .hint("choose another cache or state directory"));
             }
         }
-        for dir in ["machines", "volumes"] {
+        for dir in ["machines", "volumes", "images"] {
             fs::create_dir_all(disks.join(dir)).attempt(|| format!("make {}", disks.join(dir).display()))?;
         }
         let (events, receiver) = mpsc::channel(1024);
@@ -122,6 +129,16 @@ impl Lab {
         self.disks.join("volumes").join(format!("{volume}.img"))
     }
 
+    /// An image made of a machine.
+    fn snapshot(&self, image: u64) -> PathBuf {
+        self.disks.join("images").join(format!("{image}.img"))
+    }
+
+    /// A machine's directory.
+    fn home(&self, id: u64) -> PathBuf {
+        self.disks.join("machines").join(id.to_string())
+    }
+
     /// The machine in which a volume is.
     async fn holder(&self, volume: u64) -> Option<Arc<tokio::sync::Mutex<Machine>>> {
         let all: Vec<_> = lock(&self.machines).values().cloned().collect();
@@ -136,19 +153,30 @@ impl Lab {
     /// Starts a machine that is off, with its volumes, and watches over it.
     async fn boot(self: &Arc<Self>, machine: &mut Machine) -> Result<(), LabError> {
         let id = machine.spec.id;
-        let (child, leader) = nspawn::boot(&nspawn::Boot {
+        let (root, binds) = match self.prepare(machine).await {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                self.settle(machine).await?;
+                return Err(error);
+            }
+        };
+        let booted = nspawn::boot(&nspawn::Boot {
             id,
             hostname: &machine.spec.name,
-            root: &machine.dir.join("root"),
+            root: &root,
             console: &machine.dir.join("console.log"),
             netns: &fabric::machine(id),
             group: &machine.group,
-            binds: &[
-                (machine.dir.join("containerd"), "/var/lib/containerd"),
-                (machine.dir.join("kubelet"), "/var/lib/kubelet"),
-            ],
+            binds: &binds,
         })
-        .await?;
+        .await;
+        let (child, leader) = match booted {
+            Ok(booted) => booted,
+            Err(error) => {
+                self.settle(machine).await?;
+                return Err(error);
+            }
+        };
         let nspawn = child.id().ok_or_else(|| LabError::new("the machine ended at once"))? as i32;
         let (ended_sender, ended) = watch::channel(false);
         machine.running = Some(Running { nspawn, leader, ended });
@@ -158,6 +186,25 @@ impl Lab {
             self.cut_power(machine).await?;
         }
         equipped
+    }
+
+    /// Puts the disk, or a rescue system, in place: the root to boot, and (here, in the machine) what else is to be seen.
+    async fn prepare(&self, machine: &mut Machine) -> Result<(PathBuf, Vec<(PathBuf, &'static str)>), LabError> {
+        let disk = disk::Disk::mount(&machine.dir).await?;
+        disk.fill(machine.full)?;
+        machine.disk = Some(disk);
+        let files = disk::Files(&machine.dir);
+        if let Some(access) = machine.rescue.take() {
+            let root = rescue::build(&machine.dir, &self.golden, &machine.spec.name, &access).await?;
+            return Ok((root, vec![(files.root(), rescue::OWN_ROOT)]));
+        }
+        rescue::set_first_password(&machine.dir).await?;
+        // Containers' roots are overlays themselves, which need a real file system below.
+        let binds = vec![
+            (files.inside().join("containerd"), "/var/lib/containerd"),
+            (files.inside().join("kubelet"), "/var/lib/kubelet"),
+        ];
+        Ok((files.root(), binds))
     }
 
     fn equip(&self, machine: &mut Machine, leader: i32) -> Result<(), LabError> {
@@ -197,6 +244,9 @@ impl Lab {
         for plugged in machine.volumes.values().filter_map(|p| p.device.as_ref()) {
             volume::cut_off(&processes, plugged.major, plugged.minor);
         }
+        if let Some(disk) = &machine.disk {
+            disk.cut_off();
+        }
         for pid in [running.leader, running.nspawn] {
             // Gone already is as good.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -221,8 +271,15 @@ impl Lab {
                 device.release();
             }
         }
-        let group = machine.group.clone();
-        blocking(move || group.clear(GONE_DEADLINE)).await?;
+        let (group, dir) = (machine.group.clone(), machine.dir.clone());
+        blocking(move || {
+            group.clear(GONE_DEADLINE)?;
+            rescue::dismantle(&dir)
+        })
+        .await?;
+        if let Some(disk) = machine.disk.take() {
+            disk.unmount().await?;
+        }
         self.register(machine)
     }
 
@@ -233,9 +290,8 @@ impl Lab {
         self.registry.remove(machine.spec.id)?;
         let (group, dir) = (machine.group.clone(), machine.dir.clone());
         blocking(move || {
-            umount2(&dir.join("root"), MntFlags::MNT_DETACH).attempt(|| "unmount the machine's root".into())?;
             group.remove(GONE_DEADLINE)?;
-            fs::remove_dir_all(&dir).attempt(|| format!("remove {}", dir.display()))
+            disk::remove_all(&dir)
         })
         .await
     }
@@ -298,22 +354,6 @@ impl Lab {
     ) -> std::pin::Pin<Box<dyn Future<Output = Result<(), LabError>> + Send + 'a>> {
         Box::pin(self.boot(machine))
     }
-}
-
-/// Overlay root and the real file systems for what cannot live on an overlay.
-fn make_disk(golden: &Path, dir: &Path) -> Result<(), LabError> {
-    for name in ["up", "work", "root", "containerd", "kubelet"] {
-        fs::create_dir_all(dir.join(name)).attempt(|| format!("make {}", dir.join(name).display()))?;
-    }
-    // Volatile: nothing of a machine's root outlives the lab, so syncs of it cost nothing. Volumes sync for real.
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={},volatile",
-        golden.display(),
-        dir.join("up").display(),
-        dir.join("work").display()
-    );
-    mount(Some("overlay"), &dir.join("root"), Some("overlay"), MsFlags::empty(), Some(options.as_str()))
-        .attempt(|| format!("mount the machine's root on {}", dir.join("root").display()))
 }
 
 /// Work that sleeps or walks directories, off the event loop.

@@ -137,10 +137,20 @@ impl LoopDevice {
         unsafe { libc::ioctl(self.device.as_raw_fd(), LOOP_CLR_FD) };
     }
 
+    /// Its name below /dev.
+    pub(crate) fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/dev/loop{}", self.number))
+    }
+
+    /// Lets go of a device that has no users any more.
+    pub(crate) fn detach(self) {
+        // SAFETY: takes no argument. A device that is still open goes away with its last user.
+        unsafe { libc::ioctl(self.device.as_raw_fd(), LOOP_CLR_FD) };
+    }
+
     /// Whether a file system (or another exclusive user) sits on the device.
     pub(crate) fn is_mounted(&self) -> bool {
-        let path = format!("/dev/loop{}", self.number);
-        let opened = File::options().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(path);
+        let opened = File::options().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(self.path());
         opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
     }
 }
@@ -204,13 +214,17 @@ pub(crate) fn cut_off(processes: &[i32], major: u32, minor: u32) {
             }
             let Some(mount) = fields.nth(1) else { continue };
             let path = format!("/proc/{pid}/root{}", unescape(mount));
-            // One success shuts the file system down for all its mounts; further attempts fail and that is fine.
-            if let Ok(dir) = File::open(&path) {
-                let how = SHUTDOWN_NO_LOG_FLUSH;
-                // SAFETY: the kernel reads the number during the call only.
-                unsafe { libc::ioctl(dir.as_raw_fd(), FS_IOC_SHUTDOWN, &raw const how) };
-            }
+            shut_down(Path::new(&path));
         }
+    }
+}
+
+/// Shuts down the file system that is mounted at a path, for all its mounts. Further attempts fail, and that is fine.
+pub(crate) fn shut_down(mounted: &Path) {
+    if let Ok(dir) = File::open(mounted) {
+        let how = SHUTDOWN_NO_LOG_FLUSH;
+        // SAFETY: the kernel reads the number during the call only.
+        unsafe { libc::ioctl(dir.as_raw_fd(), FS_IOC_SHUTDOWN, &raw const how) };
     }
 }
 

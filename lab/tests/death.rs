@@ -18,7 +18,7 @@ fn furnished(name: &str) -> (Lab, Spaces) {
     lab.ok("server:m1", &format!("mkdir -p /v; mount /dev/disk/by-id/scsi-0HC_Volume_{volume} /v; echo x >/v/x"));
     let spaces = Spaces::of(&lab.info);
     let traces = Traces::of(&lab.info, &spaces);
-    assert!(traces.processes.len() > 3 && traces.loops.len() == 1 && !traces.groups.is_empty(), "{traces:?}");
+    assert!(traces.processes.len() > 3 && traces.loops.len() == 2 && !traces.groups.is_empty(), "{traces:?}");
     (lab, spaces)
 }
 

@@ -36,6 +36,7 @@ fn a_lab_behaves_like_a_small_cloud() {
     lab.post(&format!("/volumes/{volume}/actions/detach"), json!({}));
     lab.delete(&format!("/volumes/{volume}"));
     object_store_keeps_its_promises(&lab);
+    root_disks_end_and_lose_what_was_not_synced(&lab, servers[2].0, &servers[2].1);
     for (id, _) in servers {
         lab.delete(&format!("/servers/{id}"));
     }
@@ -131,6 +132,28 @@ fn reboot_and_power(lab: &Lab, id: u64, address: &str) {
     lab.wait_for_ssh(address);
     lab.post(&format!("/servers/{id}/actions/poweroff"), json!({}));
     assert!(!lab.answers_ssh("operator", address));
+}
+
+fn root_disks_end_and_lose_what_was_not_synced(lab: &Lab, id: u64, address: &str) {
+    // cx23 has 40 GB.
+    let size: u64 = lab.ok("server:m3", "df -B1G --output=size / | tail -n 1").trim().parse().expect("a number");
+    assert!((37..=40).contains(&size), "{size} GB");
+    let (status, text) = lab.sh("server:m3", "fallocate -l 41G /root/too-much");
+    assert_ne!(status, 0);
+    assert!(text.contains("No space left on device"), "{text}");
+    lab.ok("server:m3", "rm -f /root/too-much; echo a >/root/kept; sync; echo b >/root/lost");
+    lab.post(&format!("/servers/{id}/actions/reset"), json!({}));
+    lab.wait_for_ssh(address);
+    let listed = lab.ok("server:m3", "ls /root");
+    assert!(listed.contains("kept") && !listed.contains("lost"), "{listed}");
+    // A system that goes down by itself writes everything out.
+    lab.ok("server:m3", "echo c >/root/written");
+    lab.post(&format!("/servers/{id}/actions/shutdown"), json!({}));
+    let status = || lab.call("GET", &format!("/servers/{id}"), None)["server"]["status"].clone();
+    eventually("the machine obeys the power button", || status() == "off");
+    lab.post(&format!("/servers/{id}/actions/poweron"), json!({}));
+    lab.wait_for_ssh(address);
+    assert!(lab.ok("server:m3", "ls /root").contains("written"));
 }
 
 /// Prints "step status" lines. The secret goes through standard input; curl signs.

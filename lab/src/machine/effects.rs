@@ -1,33 +1,23 @@
 use async_trait::async_trait;
 
+use super::disk::Origin;
 use super::*;
 use crate::backend::{Backend, Metadata};
+use crate::run;
 
 #[async_trait]
 impl Backend for Machines {
-    async fn create_machine(&self, spec: &MachineSpec, _metadata: &Metadata) -> Effect {
-        let lab = &self.lab;
-        let id = spec.id;
-        let dir = lab.disks.join("machines").join(id.to_string());
-        let limits = Limits { memory_bytes: spec.memory_mb << 20, cores: spec.cores };
-        let (cgroups, golden, made) = (lab.cgroups.clone(), lab.golden.clone(), dir.clone());
-        let group = blocking(move || {
-            make_disk(&golden, &made)?;
-            cgroups.create(id, limits)
-        })
-        .await?;
-        fabric::plug_machine(id, spec.public_ipv4).await?;
-        let machine = Machine {
-            spec: spec.clone(),
-            dir,
-            group,
-            running: None,
-            volumes: BTreeMap::new(),
-            interfaces: BTreeMap::new(),
-        };
-        lab.register(&machine)?;
-        lock(&lab.machines).insert(id, Arc::new(tokio::sync::Mutex::new(machine)));
-        Ok(())
+    async fn create_machine(&self, spec: &MachineSpec, metadata: &Metadata) -> Effect {
+        let dir = self.lab.home(spec.id);
+        disk::create(&dir, spec.disk_gb, self.lab.origin(spec)?, metadata.root_password.as_deref()).await?;
+        Ok(self.lab.furnish(spec).await?)
+    }
+
+    async fn restore_machine(&self, spec: &MachineSpec, metadata: &Metadata) -> Effect {
+        if !self.lab.home(spec.id).exists() {
+            return self.create_machine(spec, metadata).await;
+        }
+        Ok(self.lab.furnish(spec).await?)
     }
 
     async fn power_on(&self, id: u64) -> Effect {
@@ -187,6 +177,95 @@ impl Backend for Machines {
         // A route to an address that no machine has leads nowhere, as at Hetzner.
         let routes = routes.iter().filter_map(|(range, via)| Some((range.clone(), *via, *addresses.get(via)?)));
         Ok(fabric::set_routes(network, &routes.collect::<Vec<_>>()).await?)
+    }
+
+    async fn create_image(&self, image: u64, machine: u64) -> Effect<f64> {
+        let held = self.lab.machine(machine)?;
+        let held = held.lock().await;
+        Ok(disk::snapshot(&held.dir, &self.lab.snapshot(image), held.disk.is_some()).await?)
+    }
+
+    async fn delete_image(&self, image: u64) -> Effect {
+        let file = self.lab.snapshot(image);
+        disk::remove_file(&file)?;
+        Ok(disk::remove_file(&file.with_extension("golden"))?)
+    }
+
+    async fn rebuild_machine(&self, spec: &MachineSpec, metadata: &Metadata) -> Effect {
+        let held = self.lab.machine(spec.id)?;
+        let mut machine = held.lock().await;
+        let origin = self.lab.origin(spec)?;
+        self.lab.cut_power(&mut machine).await?;
+        machine.spec = spec.clone();
+        machine.rescue = None;
+        disk::replace(&machine.dir, spec.disk_gb, origin, metadata.root_password.as_deref()).await?;
+        Ok(self.lab.boot(&mut machine).await?)
+    }
+
+    async fn set_rescue(&self, machine: u64, rescue: Option<&Metadata>) -> Effect {
+        let held = self.lab.machine(machine)?;
+        held.lock().await.rescue = rescue.cloned();
+        Ok(())
+    }
+
+    async fn set_root_password(&self, machine: u64, password: &str) -> Effect {
+        let held = self.lab.machine(machine)?;
+        let machine = held.lock().await;
+        let Some(running) = &machine.running else {
+            return Err(LabError::new("the machine is off: a password can only be set in one that runs").into());
+        };
+        rescue::set_password(&PathBuf::from(format!("/proc/{}/root", running.leader)), password).await?;
+        // sshd reads its configuration when it starts. One that does not run reads it then.
+        let leader = running.leader.to_string();
+        let _ = run::tool("nsenter", &["-t", &leader, "-a", "systemctl", "reload", "ssh"], "").await;
+        Ok(())
+    }
+
+    async fn resize_machine(&self, machine: u64, cores: u32, memory_mb: u64, disk_gb: u32) -> Effect {
+        let held = self.lab.machine(machine)?;
+        let mut machine = held.lock().await;
+        if machine.running.is_some() {
+            return Err(LabError::new("the machine runs: switch it off first").into());
+        }
+        machine.group.resize(Limits { memory_bytes: memory_mb << 20, cores })?;
+        disk::grow(&machine.dir, disk_gb)?;
+        machine.spec = MachineSpec { cores, memory_mb, disk_gb, ..machine.spec.clone() };
+        Ok(())
+    }
+}
+
+impl Lab {
+    /// What a machine's disk begins with.
+    fn origin(&self, spec: &MachineSpec) -> Result<Origin, LabError> {
+        let Some(image) = spec.snapshot else { return Ok(Origin::Golden(self.golden.clone())) };
+        let file = self.snapshot(image);
+        if file.exists() {
+            return Ok(Origin::Image(file));
+        }
+        Err(LabError::new(format!("the disk of image {image} is not there")))
+    }
+
+    /// Gives a machine that has its disk the rest: limits and network. It is known from then on.
+    async fn furnish(&self, spec: &MachineSpec) -> Result<(), LabError> {
+        let id = spec.id;
+        let limits = Limits { memory_bytes: spec.memory_mb << 20, cores: spec.cores };
+        let cgroups = self.cgroups.clone();
+        let group = blocking(move || cgroups.create(id, limits)).await?;
+        fabric::plug_machine(id, spec.public_ipv4).await?;
+        let machine = Machine {
+            spec: spec.clone(),
+            dir: self.home(id),
+            group,
+            running: None,
+            volumes: BTreeMap::new(),
+            interfaces: BTreeMap::new(),
+            disk: None,
+            rescue: None,
+            full: false,
+        };
+        self.register(&machine)?;
+        lock(&self.machines).insert(id, Arc::new(tokio::sync::Mutex::new(machine)));
+        Ok(())
     }
 }
 
