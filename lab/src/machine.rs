@@ -106,6 +106,7 @@ impl Machines {
         for dir in ["machines", "volumes", "images"] {
             fs::create_dir_all(disks.join(dir)).attempt(|| format!("make {}", disks.join(dir).display()))?;
         }
+        disk::share(&disks.join("machines"))?;
         let (events, receiver) = mpsc::channel(1024);
         let lab = Lab {
             golden: golden.to_owned(),

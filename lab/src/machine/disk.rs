@@ -61,13 +61,17 @@ pub(super) enum Origin {
     Image(PathBuf),
 }
 
+/// Lets unmounts below a directory reach every machine. nspawn moves its root over the namespace it began in, so that each
+/// machine carries hidden mounts of all disks that were in use when it booted: they would hold those disks.
+pub(super) fn share(dir: &Path) -> Result<(), LabError> {
+    let none = None::<&str>;
+    mount(Some(dir), dir, none, MsFlags::MS_BIND, none)
+        .and_then(|()| mount(none, dir, none, MsFlags::MS_SHARED, none))
+        .attempt(|| format!("share the mounts below {}", dir.display()))
+}
+
 /// Makes a machine's directory with its disk: whole, or not at all.
-pub(super) async fn create(
-    dir: &Path,
-    size_gb: u32,
-    origin: Origin,
-    password: Option<&str>,
-) -> Result<(), LabError> {
+pub(super) async fn create(dir: &Path, size_gb: u32, origin: Origin, password: Option<&str>) -> Result<(), LabError> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let draft = dir.with_file_name(format!(".{name}"));
     remove_all(&draft)?;
@@ -82,12 +86,7 @@ pub(super) async fn create(
 }
 
 /// Puts a new disk in the place of the one a machine has. The machine is off.
-pub(super) async fn replace(
-    dir: &Path,
-    size_gb: u32,
-    origin: Origin,
-    password: Option<&str>,
-) -> Result<(), LabError> {
+pub(super) async fn replace(dir: &Path, size_gb: u32, origin: Origin, password: Option<&str>) -> Result<(), LabError> {
     let draft = dir.join("new");
     remove_all(&draft)?;
     fs::create_dir_all(&draft).attempt(|| format!("make {}", draft.display()))?;
@@ -194,7 +193,11 @@ impl Disk {
             unmount(&files.root())?;
             unmount(&files.inside())?;
             let end = Instant::now() + GONE_DEADLINE;
-            while self.device.is_mounted() && Instant::now() < end {
+            while self.device.is_mounted() {
+                if Instant::now() > end {
+                    let file = files.image().display().to_string();
+                    return Err(LabError::new(format!("the file system in {file} is still in use after 20 s")));
+                }
                 std::thread::sleep(Duration::from_millis(2));
             }
             self.device.detach();
@@ -241,8 +244,10 @@ fn mount_root(files: &Files<'_>) -> Result<(), LabError> {
     }
     let golden = fs::read_to_string(files.golden()).attempt(|| format!("read {}", files.golden().display()))?;
     if !Path::new(&golden).exists() {
-        return Err(LabError::new(format!("the machine image {golden} is gone, and a server's disk needs the one it began with"))
-            .hint("use the cache directory that the lab began with, or end the lab: hk-dr lab down --delete"));
+        return Err(LabError::new(format!(
+            "the machine image {golden} is gone, and a server's disk needs the one it began with"
+        ))
+        .hint("use the cache directory that the lab began with, or end the lab: hk-dr lab down --delete"));
     }
     overlay(Path::new(&golden), &inside, &files.root(), "")
 }
@@ -250,8 +255,7 @@ fn mount_root(files: &Files<'_>) -> Result<(), LabError> {
 /// Mounts a layer (`up` and `work` below `layer`) over the golden image.
 pub(super) fn overlay(golden: &Path, layer: &Path, at: &Path, more: &str) -> Result<(), LabError> {
     let (up, work) = (layer.join("up"), layer.join("work"));
-    let options =
-        format!("lowerdir={},upperdir={},workdir={}{more}", golden.display(), up.display(), work.display());
+    let options = format!("lowerdir={},upperdir={},workdir={}{more}", golden.display(), up.display(), work.display());
     mount(Some("overlay"), at, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
         .attempt(|| format!("mount the machine's root on {}", at.display()))
 }
