@@ -190,6 +190,15 @@ pub trait Backend: Send + Sync + 'static {
 
     /// `format`: none, `ext4` or `xfs`.
     async fn create_volume(&self, id: u64, size_gb: u32, format: Option<&str>) -> Effect;
+    /// As `create_volume` after the lab was started anew: its data is there, unless its making was cut short.
+    async fn restore_volume(&self, id: u64, size_gb: u32, format: Option<&str>) -> Effect {
+        self.create_volume(id, size_gb, format).await
+    }
+    /// Removes the disks of all machines, volumes and images but these: what an earlier life of the lab left half done.
+    async fn keep_only(&self, machines: &[u64], volumes: &[u64], images: &[u64]) -> Effect {
+        let _ = (machines, volumes, images);
+        Ok(())
+    }
     /// Hot-attaches: inside, `/dev/disk/by-id/scsi-0HC_Volume_<id>` appears.
     async fn attach_volume(&self, id: u64, machine: u64) -> Effect;
     /// Surprise removal: what was not synced is lost.

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::daemon::Report;
 use crate::error::{Attempt, LabError};
-use crate::options::{LabInfo, LabOptions, Launch, check_name, labs_dir};
+use crate::options::{LabInfo, LabOptions, Launch, check_name, labs_dir, state_file};
 use crate::{golden, outer, registry};
 
 /// Tools the lab calls, and the Debian packages they are in.
@@ -51,12 +51,30 @@ pub struct Machine {
     pub running: bool,
 }
 
-/// Starts a lab and returns when its API and S3 answer. `daemon` is a command that, given one more argument, calls
-/// `launched` with it in a process of its own.
+/// Starts a lab of which nothing is left when it ends, and returns when its API and S3 answer. `daemon` is a command that,
+/// given one more argument, calls `launched` with it in a process of its own.
 ///
 /// # Errors
 /// Not root, missing tools, a name that is taken, or a lab that does not come up; then nothing is left of it.
-pub fn up(options: &LabOptions, mut daemon: Command, progress: &mut dyn FnMut(&str)) -> Result<LabInfo, LabError> {
+pub fn up(options: &LabOptions, daemon: Command, progress: &mut dyn FnMut(&str)) -> Result<LabInfo, LabError> {
+    start(options, daemon, progress, false)
+}
+
+/// As `up`, but state and disks stay when the lab ends, however it ends; the next call with the same name and state
+/// directory brings the same servers, disks, addresses and tokens back. `destroy` removes them.
+///
+/// # Errors
+/// As `up`; or what was kept can't be read.
+pub fn up_durable(options: &LabOptions, daemon: Command, progress: &mut dyn FnMut(&str)) -> Result<LabInfo, LabError> {
+    start(options, daemon, progress, true)
+}
+
+fn start(
+    options: &LabOptions,
+    mut daemon: Command,
+    progress: &mut dyn FnMut(&str),
+    durable: bool,
+) -> Result<LabInfo, LabError> {
     options.check()?;
     require_root()?;
     require_tools()?;
@@ -73,11 +91,17 @@ pub fn up(options: &LabOptions, mut daemon: Command, progress: &mut dyn FnMut(&s
     }
     fs::create_dir_all(&options.state_dir).attempt(|| format!("make {}", options.state_dir.display()))?;
     let absolute = |path: &Path| fs::canonicalize(path).attempt(|| format!("find {}", path.display()));
+    let disks = LabOptions { state_dir: absolute(&options.state_dir)?, ..options.clone() }.disks();
+    if !durable && state_file(&disks).exists() {
+        return Err(LabError::new(format!("{} holds a lab that was kept; it was left untouched", disks.display()))
+            .hint("choose another name or state directory, or remove it: hk-dr lab down --delete"));
+    }
     let launch = Launch {
         name: options.name.clone(),
         golden: absolute(&golden::ensure(&options.cache_dir, progress)?)?,
-        disks: LabOptions { state_dir: absolute(&options.state_dir)?, ..options.clone() }.disks(),
+        disks,
         versitygw: absolute(&versitygw)?,
+        durable,
     };
     let argument = serde_json::to_string(&launch).map_err(|error| LabError::new(error.to_string()))?;
     let mut child = daemon
@@ -132,7 +156,7 @@ pub fn launched(argument: &str) -> i32 {
     }
 }
 
-/// Ends a lab and returns when nothing of it is left. Also removes what a killed lab left.
+/// Ends a lab and returns when nothing of it is left but what a durable lab keeps. Also removes what a killed lab left.
 ///
 /// # Errors
 /// There is no such lab, or something of it is still there after 90 s.
@@ -163,6 +187,50 @@ pub fn down(name: &str) -> Result<(), LabError> {
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
+}
+
+/// Ends a lab, if it runs, and removes what it keeps.
+///
+/// # Errors
+/// There is no such lab, running or kept; or something of it can't be removed.
+pub fn destroy(name: &str, state_dir: &Path) -> Result<(), LabError> {
+    check_name(name)?;
+    require_root()?;
+    let running = LabInfo::read(&labs_dir().join(name)).map(|info| info.disks);
+    let ended = down(name);
+    let kept = LabOptions { name: name.to_owned(), cache_dir: state_dir.into(), state_dir: state_dir.into() }.disks();
+    let mut found = ended.is_ok();
+    if found && let Some(disks) = running {
+        remove_disks(&disks)?;
+    }
+    // A lab that does not run may be kept all the same. One that runs elsewhere and can't be ended is left alone.
+    if !labs_dir().join(name).exists() && (state_file(&kept).exists() || kept.join("access.json").exists()) {
+        remove_disks(&kept)?;
+        found = true;
+    }
+    if found { Ok(()) } else { ended }
+}
+
+fn remove_disks(disks: &Path) -> Result<(), LabError> {
+    match fs::remove_dir_all(disks) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).attempt(|| format!("remove {}", disks.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The names of labs that are kept in a state directory and do not run.
+#[must_use]
+pub fn kept(state_dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(state_dir.join("labs")).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter(|entry| state_file(&entry.path()).exists())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| LabInfo::read(&labs_dir().join(name)).is_none())
+        .collect();
+    names.sort();
+    names
 }
 
 /// How to use a running lab.
@@ -224,8 +292,10 @@ fn sweep_dead() -> Result<(), LabError> {
 fn sweep_one(name: &str, dir: &Path) -> Result<bool, LabError> {
     let Some(lock) = (if dir.exists() { outer::lock_of(dir)? } else { return Ok(true) }) else { return Ok(false) };
     // Without a file it never got as far as to have disks.
-    let disks = LabInfo::read(dir).map_or_else(|| dir.join("machines"), |info| info.disks);
-    outer::sweep(name, dir, &disks)?;
+    let info = LabInfo::read(dir);
+    let keep = info.as_ref().is_some_and(|info| info.durable);
+    let disks = info.map_or_else(|| dir.join("machines"), |info| info.disks);
+    outer::sweep(name, dir, &disks, keep)?;
     fs::remove_dir_all(dir).attempt(|| format!("remove {}", dir.display()))?;
     drop(lock);
     Ok(true)

@@ -65,6 +65,9 @@ pub struct LabInfo {
     pub access_key: String,
     pub secret_key: String,
     pub region: String,
+    /// Its state and disks outlive it: `lab up` with the same name brings it back.
+    #[serde(default)]
+    pub durable: bool,
 }
 
 impl LabInfo {
@@ -99,6 +102,25 @@ pub struct Launch {
     pub disks: PathBuf,
     pub golden: PathBuf,
     pub versitygw: PathBuf,
+    /// Keeps state and disks when the lab ends, however it ends.
+    #[serde(default)]
+    pub durable: bool,
+}
+
+/// What a durable lab keeps of how it is used: below its disks, mode 0600.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Access {
+    pub token: String,
+    pub access_key: String,
+    pub secret_key: String,
+    /// Where it was published last; it tries to be there again.
+    pub api_port: u16,
+    pub s3_port: u16,
+}
+
+/// The whole state of a durable lab's API, below its disks.
+pub(crate) fn state_file(disks: &Path) -> PathBuf {
+    disks.join("state.json")
 }
 
 #[cfg(test)]

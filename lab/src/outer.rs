@@ -29,7 +29,7 @@ use nix::unistd::{ForkResult, Pid, fork, pipe};
 use crate::cgroup::Cgroups;
 use crate::daemon::{self, Inheritance};
 use crate::error::{Attempt, LabError};
-use crate::options::{LabInfo, Launch, labs_dir};
+use crate::options::{Access, LabInfo, Launch, labs_dir, state_file};
 use crate::{objectstore, volume};
 
 /// A killed lab of twenty machines is gone in under a second; a busy host takes longer.
@@ -45,10 +45,14 @@ pub fn guard(launch: Launch) -> Result<(), LabError> {
     unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
     let dir = labs_dir().join(&launch.name);
     let lock = claim(&dir)?;
-    sweep(&launch.name, &dir, &launch.disks)?;
-    fs::create_dir_all(&launch.disks).attempt(|| format!("make {}", launch.disks.display()))?;
+    let keep = launch.durable;
+    sweep(&launch.name, &dir, &launch.disks, keep)?;
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&launch.disks);
+    made.attempt(|| format!("make {}", launch.disks.display()))?;
     let result = guard_claimed(&launch, &dir);
-    let swept = sweep(&launch.name, &dir, &launch.disks);
+    // One that never came up the first time has nothing to keep.
+    let keep = keep && state_file(&launch.disks).exists();
+    let swept = sweep(&launch.name, &dir, &launch.disks, keep);
     // The lock's file goes last: until then the name is taken.
     let removed = fs::remove_dir_all(&dir).attempt(|| format!("remove {}", dir.display()));
     drop(lock);
@@ -56,8 +60,14 @@ pub fn guard(launch: Launch) -> Result<(), LabError> {
 }
 
 fn guard_claimed(launch: &Launch, dir: &Path) -> Result<(), LabError> {
-    let listen = || TcpListener::bind("127.0.0.1:0").attempt(|| "listen on the host's loopback".into());
-    let (api, s3) = (listen()?, listen()?);
+    let before = if launch.durable { read_access(&launch.disks)? } else { None };
+    let listen = |port: u16| {
+        // The port of last time may belong to somebody else by now.
+        let listener = TcpListener::bind(("127.0.0.1", port)).or_else(|_| TcpListener::bind("127.0.0.1:0"));
+        listener.attempt(|| "listen on the host's loopback".into())
+    };
+    let api = listen(before.as_ref().map_or(0, |b| b.api_port))?;
+    let s3 = listen(before.as_ref().map_or(0, |b| b.s3_port))?;
     let mut info = LabInfo {
         name: launch.name.clone(),
         guardian_pid: std::process::id() as i32,
@@ -65,11 +75,22 @@ fn guard_claimed(launch: &Launch, dir: &Path) -> Result<(), LabError> {
         disks: launch.disks.clone(),
         api_published: api.local_addr().attempt(|| "look at a listener".into())?,
         s3_published: s3.local_addr().attempt(|| "look at a listener".into())?,
-        token: secret(64),
-        access_key: secret(20),
-        secret_key: secret(40),
+        token: before.as_ref().map_or_else(|| secret(64), |b| b.token.clone()),
+        access_key: before.as_ref().map_or_else(|| secret(20), |b| b.access_key.clone()),
+        secret_key: before.as_ref().map_or_else(|| secret(40), |b| b.secret_key.clone()),
         region: objectstore::REGION.to_owned(),
+        durable: launch.durable,
     };
+    if launch.durable {
+        let access = Access {
+            token: info.token.clone(),
+            access_key: info.access_key.clone(),
+            secret_key: info.secret_key.clone(),
+            api_port: info.api_published.port(),
+            s3_port: info.s3_published.port(),
+        };
+        write_secret(&launch.disks, "access.json", &access)?;
+    }
     let signals = watch_signals(&[Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT])?;
     let (guardian_lives, guardian_end) = pipe().attempt(|| "make a pipe".into())?;
     // Only children land in the new process namespace: the guardian stays on the host.
@@ -118,6 +139,7 @@ fn watch_init(signals: &SignalFd, init: Pid) -> Result<(), LabError> {
 fn init(mut inheritance: Inheritance, dir: &Path, guardian: OwnedFd) -> i32 {
     let name = inheritance.launch.name.clone();
     let disks = inheritance.launch.disks.clone();
+    let durable = inheritance.launch.durable;
     // The path through the descriptor stays valid when a fresh /run covers the real one.
     let anchor = match File::open(labs_dir()) {
         Ok(anchor) => anchor,
@@ -156,7 +178,7 @@ fn init(mut inheritance: Inheritance, dir: &Path, guardian: OwnedFd) -> i32 {
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     while !matches!(waitpid(None::<Pid>, None), Err(Errno::ECHILD)) {}
     unmount_below(&disks);
-    let _ = sweep(&name, &hidden_dir, &disks);
+    let _ = sweep(&name, &hidden_dir, &disks, durable);
     let _ = fs::remove_dir_all(&hidden_dir);
     0
 }
@@ -243,9 +265,9 @@ pub(crate) fn lock_of(dir: &Path) -> Result<Option<Flock<File>>, LabError> {
     }
 }
 
-/// Removes what a lab without processes has left: control groups, disks, registry. Waits for what the kernel is about
-/// to take down. Keeps the lab's directory with the lock and the log.
-pub(crate) fn sweep(name: &str, dir: &Path, disks: &Path) -> Result<(), LabError> {
+/// Removes what a lab without processes has left: control groups, registry, and disks unless they are to be kept. Waits for
+/// what the kernel is about to take down. Keeps the lab's directory with the lock and the log.
+pub(crate) fn sweep(name: &str, dir: &Path, disks: &Path, keep: bool) -> Result<(), LabError> {
     Cgroups::of(name)?.remove_all(GONE_DEADLINE)?;
     let end = Instant::now() + GONE_DEADLINE;
     loop {
@@ -259,7 +281,8 @@ pub(crate) fn sweep(name: &str, dir: &Path, disks: &Path) -> Result<(), LabError
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    for path in [disks.to_owned(), dir.join("machines")] {
+    let disks = (!keep).then(|| disks.to_owned());
+    for path in disks.into_iter().chain([dir.join("machines")]) {
         match fs::remove_dir_all(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).attempt(|| format!("remove {}", path.display()));
@@ -271,11 +294,27 @@ pub(crate) fn sweep(name: &str, dir: &Path, disks: &Path) -> Result<(), LabError
 }
 
 fn write_info(dir: &Path, info: &LabInfo) -> Result<(), LabError> {
-    let text = serde_json::to_vec_pretty(info).map_err(|error| LabError::new(error.to_string()))?;
-    let (draft, path) = (dir.join(".lab.json"), dir.join("lab.json"));
+    write_secret(dir, "lab.json", info)
+}
+
+/// Writes a file with mode 0600, as a whole.
+fn write_secret(dir: &Path, name: &str, what: &impl serde::Serialize) -> Result<(), LabError> {
+    let text = serde_json::to_vec_pretty(what).map_err(|error| LabError::new(error.to_string()))?;
+    let (draft, path) = (dir.join(format!(".{name}")), dir.join(name));
     let file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&draft);
     file.and_then(|mut file| file.write_all(&text)).attempt(|| format!("write {}", draft.display()))?;
     fs::rename(&draft, &path).attempt(|| format!("write {}", path.display()))
+}
+
+fn read_access(disks: &Path) -> Result<Option<Access>, LabError> {
+    let path = disks.join("access.json");
+    match fs::read(&path) {
+        Ok(text) => serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|error| LabError::new(format!("{} is damaged: {error}", path.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).attempt(|| format!("read {}", path.display())),
+    }
 }
 
 /// Sends this process's standard output and error to the lab's log.

@@ -164,10 +164,11 @@ fn name_of(image: &Path) -> [u8; 64] {
     name
 }
 
-/// Makes a volume's sparse file, with a file system if asked.
+/// Makes a volume's sparse file, with a file system if asked: whole, or not at all.
 pub(crate) async fn create(image: &Path, size_gb: u32, format: Option<&str>) -> Result<(), LabError> {
-    resize(image, size_gb)?;
-    let name = image.display().to_string();
+    let draft = image.with_extension("draft");
+    resize(&draft, size_gb)?;
+    let name = draft.display().to_string();
     match format {
         None => {}
         // Lazy: the inode tables are zero already in a sparse file.
@@ -180,7 +181,7 @@ pub(crate) async fn create(image: &Path, size_gb: u32, format: Option<&str>) -> 
         }
         Some(other) => return Err(LabError::new(format!("unknown volume format {other}"))),
     }
-    Ok(())
+    fs::rename(&draft, image).attempt(|| format!("make {}", image.display()))
 }
 
 /// Grows (or makes) a volume's sparse file.

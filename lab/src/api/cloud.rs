@@ -106,8 +106,8 @@ impl Cloud {
 
     /// The state. A panic while it was held cannot have left it half changed in a way that matters to a test bed, and
     /// refusing all further requests would hide the panic's cause.
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn state(&self) -> Held<'_> {
+        Held { state: self.state.lock().unwrap_or_else(PoisonError::into_inner), changed: false }
     }
 
     pub(super) fn with_bucket<T>(&self, f: impl FnOnce(&mut Bucket) -> T) -> T {
@@ -116,6 +116,9 @@ impl Cloud {
 
     /// Runs an effect with the deadline; a panic in the backend is an error like another.
     pub(super) async fn effect<T>(&self, effect: impl Future<Output = Effect<T>>) -> Effect<T> {
+        // What is about to happen is on disk first: a lab that dies half way knows what it was about.
+        let changes = Arc::clone(&self.state().common.changes);
+        changes.settled().await?;
         let limit = self.options.effect_timeout;
         match tokio::time::timeout(limit, AssertUnwindSafe(effect).catch_unwind()).await {
             Ok(Ok(result)) => result,
@@ -156,6 +159,34 @@ impl Cloud {
             state.actions.remove(&action);
             result
         }))
+    }
+}
+
+/// The state under its lock. Whoever could have changed it is noted before others see it.
+pub(super) struct Held<'a> {
+    state: MutexGuard<'a, State>,
+    changed: bool,
+}
+
+impl std::ops::Deref for Held<'_> {
+    type Target = State;
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl std::ops::DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        self.changed = true;
+        &mut self.state
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.changed {
+            self.state.common.changes.note();
+        }
     }
 }
 

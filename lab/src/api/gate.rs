@@ -71,6 +71,10 @@ impl Bucket {
 pub async fn pass(State(provider): State<Arc<Provider>>, request: Request, next: Next) -> Response {
     let correlation = correlation_id();
     let mut response = admit(&provider, request, next).await;
+    // Whatever the answer tells of is on disk before it leaves.
+    if let Err(error) = provider.common.changes.settled().await {
+        response = ApiError::new("service_error", error.message).into_response();
+    }
     if let Ok(value) = HeaderValue::from_str(&correlation) {
         response.headers_mut().insert(HeaderName::from_static("x-correlation-id"), value);
     }

@@ -24,6 +24,7 @@ mod server;
 mod server_action;
 mod server_create;
 mod ssh_key;
+mod store;
 mod volume;
 
 use std::sync::Arc;

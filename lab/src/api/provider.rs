@@ -21,6 +21,7 @@ use super::error::{ApiError, ApiResult};
 use super::fault::Faults;
 use super::input::Input;
 use super::listing::{created, one};
+use super::store::Changes;
 use crate::backend::{Backend, MachineEvent};
 
 /// The project that is there from the start.
@@ -58,6 +59,7 @@ pub struct Common {
     last_id: AtomicU64,
     addresses: Mutex<Pool>,
     faults: Mutex<Faults>,
+    pub changes: Arc<Changes>,
 }
 
 impl Common {
@@ -66,6 +68,7 @@ impl Common {
             last_id: AtomicU64::new(first_id.saturating_sub(1)),
             addresses: Mutex::new(Pool::new(public_range)),
             faults: Mutex::default(),
+            changes: Arc::default(),
         }
     }
 
@@ -107,6 +110,7 @@ impl Provider {
         let router = super::project_router(Arc::clone(&cloud));
         let project = Project { name, tokens, cloud, router };
         self.projects.write().unwrap_or_else(PoisonError::into_inner).push(project);
+        self.common.changes.note();
     }
 
     /// All projects, the default one first.

@@ -323,6 +323,25 @@ pub(super) fn remove_file(path: &Path) -> Result<(), LabError> {
     }
 }
 
+/// Removes what is in a directory but the files and directories of these ids.
+pub(super) fn keep_only(dir: &Path, ids: &[u64]) -> Result<(), LabError> {
+    for entry in fs::read_dir(dir).attempt(|| format!("list {}", dir.display()))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let kept = match name.split_once('.') {
+            // Drafts begin with a dot or end so.
+            Some((_, "draft")) => false,
+            Some((id, _)) => ids.iter().any(|i| i.to_string() == id),
+            None => ids.iter().any(|i| i.to_string() == name),
+        };
+        if !kept && entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_all(&entry.path())?;
+        } else if !kept {
+            remove_file(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn remove_all(path: &Path) -> Result<(), LabError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -75,6 +75,20 @@ impl Backend for Machines {
         Ok(volume::create(&self.lab.image(id), size_gb, format).await?)
     }
 
+    async fn restore_volume(&self, id: u64, size_gb: u32, format: Option<&str>) -> Effect {
+        if self.lab.image(id).exists() {
+            return Ok(volume::resize(&self.lab.image(id), size_gb)?);
+        }
+        self.create_volume(id, size_gb, format).await
+    }
+
+    async fn keep_only(&self, machines: &[u64], volumes: &[u64], images: &[u64]) -> Effect {
+        for (dir, keep) in [("machines", machines), ("volumes", volumes), ("images", images)] {
+            disk::keep_only(&self.lab.disks.join(dir), keep)?;
+        }
+        Ok(())
+    }
+
     async fn attach_volume(&self, id: u64, machine: u64) -> Effect {
         if self.lab.holder(id).await.is_some() {
             return Err(LabError::new(format!("volume {id} is attached already")).into());
