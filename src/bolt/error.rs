@@ -12,6 +12,12 @@ pub enum BoltError {
     /// The file could not be read.
     #[error("etcd's file cannot be read: {0}")]
     Io(#[from] std::io::Error),
+    /// The file could not be written.
+    #[error("etcd's file cannot be written: {0}")]
+    Write(#[source] std::io::Error),
+    /// The writer was used as it must not be: a mistake of hk-dr's.
+    #[error("etcd's file cannot be written as asked: {0}")]
+    Misuse(String),
 }
 
 impl BoltError {
@@ -25,7 +31,8 @@ impl From<BoltError> for PortError {
         let code = match &error {
             BoltError::Corrupt { .. } => ErrorCode::Corrupt,
             BoltError::TooLarge(_) => ErrorCode::LimitExceeded,
-            BoltError::Io(_) => ErrorCode::Local,
+            BoltError::Io(_) | BoltError::Write(_) => ErrorCode::Local,
+            BoltError::Misuse(_) => ErrorCode::Invalid,
         };
         Self::new(code, error.to_string())
     }

@@ -19,7 +19,7 @@ pub struct Stored {
 }
 
 /// Reads `<main: 8 bytes, big endian>_<sub: 8 bytes>`, with a `t` behind it for a deletion.
-pub(super) fn revision(key: &[u8]) -> Option<(Revision, bool)> {
+pub fn revision(key: &[u8]) -> Option<(Revision, bool)> {
     let tombstone = match key.len() {
         17 => false,
         18 if key[17] == b't' => true,
@@ -33,7 +33,7 @@ pub(super) fn revision(key: &[u8]) -> Option<(Revision, bool)> {
 }
 
 /// Decodes `mvccpb.KeyValue`; unknown fields are skipped, as protobuf wants it.
-pub(super) fn decode(mut bytes: &[u8]) -> Option<KeyValue> {
+pub fn decode(mut bytes: &[u8]) -> Option<KeyValue> {
     let mut kv =
         KeyValue { key: Vec::new(), value: Vec::new(), create_revision: 0, mod_revision: 0, version: 0, lease: 0 };
     while !bytes.is_empty() {
@@ -49,6 +49,73 @@ pub(super) fn decode(mut bytes: &[u8]) -> Option<KeyValue> {
         }
     }
     Some(kv)
+}
+
+/// Encodes `mvccpb.KeyValue` as etcd does: fields in order, empty ones left out. A deletion has nothing but its key.
+pub fn encode(kv: &KeyValue) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(kv.key.len() + kv.value.len() + 48);
+    let put_bytes = |bytes: &mut Vec<u8>, tag: u8, content: &[u8]| {
+        if !content.is_empty() {
+            bytes.push(tag);
+            put_varint(bytes, content.len() as u64);
+            bytes.extend_from_slice(content);
+        }
+    };
+    put_bytes(&mut bytes, 0x0a, &kv.key);
+    for (tag, number) in [(0x10, kv.create_revision), (0x18, kv.mod_revision), (0x20, kv.version)] {
+        put_number(&mut bytes, tag, number);
+    }
+    put_bytes(&mut bytes, 0x2a, &kv.value);
+    put_number(&mut bytes, 0x30, kv.lease);
+    bytes
+}
+
+/// Encodes `leasepb.Lease`: what etcd keeps of a lease, under its id as 8 bytes, big endian.
+pub fn encode_lease(id: i64, ttl_seconds: i64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(24);
+    put_number(&mut bytes, 0x08, id);
+    put_number(&mut bytes, 0x10, ttl_seconds);
+    bytes
+}
+
+/// The key of the bucket `key` for a change.
+pub fn revision_key(revision: Revision, tombstone: bool) -> Vec<u8> {
+    let mut key = Vec::with_capacity(18);
+    key.extend_from_slice(&revision.main.to_be_bytes());
+    key.push(b'_');
+    key.extend_from_slice(&revision.sub.to_be_bytes());
+    if tombstone {
+        key.push(b't');
+    }
+    key
+}
+
+fn put_number(bytes: &mut Vec<u8>, tag: u8, number: i64) {
+    if number != 0 {
+        bytes.push(tag);
+        put_varint(bytes, number.cast_unsigned());
+    }
+}
+
+fn put_varint(bytes: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        bytes.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+/// The key and the lease, without copying the value.
+pub fn key_and_lease(mut bytes: &[u8]) -> Option<(&[u8], i64)> {
+    let (mut key, mut lease) = (&[][..], 0);
+    while !bytes.is_empty() {
+        match field(&mut bytes)? {
+            (1, Field::Bytes(found)) => key = found,
+            (6, Field::Number(n)) => lease = n.cast_signed(),
+            _ => {}
+        }
+    }
+    Some((key, lease))
 }
 
 /// Only the version, without copying the key or looking at the value.

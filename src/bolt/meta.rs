@@ -63,6 +63,26 @@ impl Meta {
     }
 }
 
+/// The used bytes of a meta page, as bbolt writes them.
+pub(super) fn encode(id: u64, page_size: usize, root: u64, freelist: u64, pages: u64, transaction: u64) -> Vec<u8> {
+    // Page sizes are at most 64 KiB.
+    let page_size = u32::try_from(page_size).unwrap_or_default();
+    let mut page = Vec::with_capacity(META_BYTES);
+    page.extend_from_slice(&id.to_le_bytes());
+    page.extend_from_slice(&META.to_le_bytes());
+    page.resize(HEADER, 0);
+    for number in [MAGIC, VERSION, page_size, 0] {
+        page.extend_from_slice(&number.to_le_bytes());
+    }
+    // The root bucket has a sequence as all buckets have; nothing uses it.
+    for number in [root, 0, freelist, pages, transaction] {
+        page.extend_from_slice(&number.to_le_bytes());
+    }
+    let checksum = fnv1a(&page[HEADER..]);
+    page.extend_from_slice(&checksum.to_le_bytes());
+    page
+}
+
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -1,5 +1,5 @@
 //! etcd's backend file (the bbolt page format): a reader over a file, and a scanner that learns what a file holds while
-//! its pages stream by once.
+//! its pages stream by once, and a writer that makes such a file from nothing.
 //!
 //! Nothing in here trusts the file: every offset is checked, and damage is reported with the page it was found in.
 
@@ -11,8 +11,10 @@ mod reader;
 mod scan;
 #[cfg(test)]
 pub(crate) mod tests;
+mod write;
 
 pub use error::BoltError;
-pub use key_value::{Revision, Stored};
-pub use reader::{Backend, BackendInfo};
+pub use key_value::{Revision, Stored, decode, encode, encode_lease, key_and_lease, revision, revision_key};
+pub use reader::{Backend, BackendInfo, Entries};
 pub use scan::{Scanner, Summary};
+pub use write::{Writer, Written};

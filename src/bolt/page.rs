@@ -7,6 +7,7 @@ pub(super) const HEADER: usize = 16;
 pub(super) const BRANCH: u16 = 0x01;
 pub(super) const LEAF: u16 = 0x02;
 pub(super) const META: u16 = 0x04;
+pub(super) const FREELIST: u16 = 0x10;
 
 /// Flag of a leaf element whose value is a bucket.
 const BUCKET: u32 = 0x01;

@@ -114,6 +114,19 @@ impl Backend {
         Ok(())
     }
 
+    /// The entries of a bucket one by one, in key order. None if the bucket is not there.
+    pub fn bucket(&self, name: &str) -> Result<Option<Entries<'_>>, BoltError> {
+        let Some(root) = self.buckets.get(name.as_bytes()) else { return Ok(None) };
+        Ok(Some(Entries(Cursor::new(self, root, Direction::Forward)?)))
+    }
+
+    /// The newest revision: the last one in the bucket `key`, or the compaction that removed it. An empty etcd is at 1.
+    pub fn newest_revision(&self) -> Result<i64, BoltError> {
+        let last = Versions::new(self, Direction::Backward).next().transpose()?;
+        let compacted = self.info()?.finished_compact_revision;
+        Ok(last.map_or(0, |version| version.revision.main).max(compacted).max(1))
+    }
+
     /// Every stored version of every key, oldest change first. Ends after an error.
     pub fn key_values(&self) -> impl Iterator<Item = Result<Stored, BoltError>> + '_ {
         Versions::new(self, Direction::Forward)
@@ -177,6 +190,20 @@ fn read_meta(file: &File, at: u64) -> Result<Result<Meta, &'static str>, BoltErr
         Ok(()) => Ok(Meta::parse(&page)),
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(Err("the file ends before its meta pages do")),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// Entries of one bucket, one borrowed at a time.
+pub struct Entries<'a>(Cursor<'a>);
+
+impl Entries<'_> {
+    /// The next key and value.
+    pub fn next_entry(&mut self) -> Result<Option<(&[u8], &[u8])>, BoltError> {
+        if !self.0.advance()? {
+            return Ok(None);
+        }
+        let (_, leaf) = self.0.current()?;
+        Ok(Some((leaf.key, leaf.value)))
     }
 }
 
