@@ -11,8 +11,10 @@ use secrecy::ExposeSecret;
 use tokio::time::timeout;
 
 use super::error::port_error;
+use super::watch::Watch;
 use crate::ports::{
-    ByteStream, ClientTls, ErrorCode, Etcd, HashKv, KeyValue, Member, MemberStatus, PortError, PortResult,
+    ByteStream, ChangeWatch, ClientTls, ErrorCode, Etcd, HashKv, KeyValue, LeaseTtl, Member, MemberStatus, PortError,
+    PortResult,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,7 +27,7 @@ const SNAPSHOT_SILENCE: Duration = Duration::from_secs(60);
 /// How often a connection in use is tested. etcd drops clients that ask more often than every 5 s.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
 /// Largest answer that is taken: a page of the smallest size full of the largest values etcd stores (1.5 MiB).
-const ANSWER_MAX_BYTES: usize = 64 << 20;
+pub(super) const ANSWER_MAX_BYTES: usize = 64 << 20;
 /// What a page of `range` aims at, and the number of keys it may have.
 const PAGE_TARGET_BYTES: usize = 4 << 20;
 const PAGE_KEYS: std::ops::RangeInclusive<usize> = 32..=4096;
@@ -294,6 +296,21 @@ impl Etcd for EtcdClient {
         let mut client = link.client.clone();
         let answer = link.call("delete a key of", CALL_TIMEOUT, client.delete(key, None)).await?;
         Ok(answer.deleted() > 0)
+    }
+
+    async fn watch(&self, member: &str, from_revision: i64) -> PortResult<Box<dyn ChangeWatch>> {
+        let link = self.link(member)?;
+        let watch = Watch::begin(&link.name, link.client.clone(), from_revision);
+        Ok(Box::new(link.call("watch", CALL_TIMEOUT, watch).await?))
+    }
+
+    async fn lease_ttl(&self, member: &str, id: i64) -> PortResult<Option<LeaseTtl>> {
+        let link = self.link(member)?;
+        let mut client = link.client.clone();
+        let answer = link.call("ask for a lease of", CALL_TIMEOUT, client.lease_time_to_live(id, None)).await?;
+        // -1: there is no such lease.
+        Ok((answer.ttl() >= 0)
+            .then(|| LeaseTtl { granted_seconds: answer.granted_ttl(), remaining_seconds: answer.ttl() }))
     }
 }
 

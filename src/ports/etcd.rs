@@ -1,7 +1,7 @@
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::{ByteStream, PortResult};
+use super::{ByteStream, ErrorCode, PortError, PortResult};
 
 /// One member as it sees itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,45 @@ pub struct KeyValue {
     pub lease: i64,
 }
 
+/// A change as a watch delivers it. A deletion has nothing but its key and its revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WatchedChange {
+    pub tombstone: bool,
+    pub kv: KeyValue,
+}
+
+/// What a watch has to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WatchNews {
+    /// Changes in order. Those of one revision may come in several pieces: a revision is whole when a change of a later
+    /// one or a progress at or behind it has come.
+    Changes(Vec<WatchedChange>),
+    /// All changes up to this revision were delivered.
+    Progress(i64),
+    /// What was asked for is gone: etcd was compacted at this revision. The watch has ended.
+    Compacted(i64),
+}
+
+/// A watch on all keys of one member.
+#[async_trait]
+pub trait ChangeWatch: Send {
+    /// Waits for what comes next, without a deadline of its own. Nothing is lost when this future is dropped.
+    async fn next(&mut self) -> PortResult<WatchNews>;
+    /// Asks how far it is; the answer comes as news, or never, if the member lags behind itself.
+    async fn ask_progress(&mut self) -> PortResult<()>;
+}
+
+/// How long a lease has, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseTtl {
+    pub granted_seconds: i64,
+    pub remaining_seconds: i64,
+}
+
+fn unsupported<T>() -> PortResult<T> {
+    Err(PortError::new(ErrorCode::Invalid, "this connection to etcd cannot watch changes"))
+}
+
 /// An etcd cluster, reached member by member. Members are addressed by the names the adapter was made with.
 #[async_trait]
 pub trait Etcd: Send + Sync {
@@ -73,4 +112,12 @@ pub trait Etcd: Send + Sync {
     async fn put(&self, member: &str, key: &[u8], value: &[u8]) -> PortResult<i64>;
     /// Deletes one key; false if it was not there.
     async fn delete(&self, member: &str, key: &[u8]) -> PortResult<bool>;
+    /// Watches all keys from a revision on (inclusive), which must have been reached.
+    async fn watch(&self, _member: &str, _from_revision: i64) -> PortResult<Box<dyn ChangeWatch>> {
+        unsupported()
+    }
+    /// A lease's times to live; none if it does not exist any more.
+    async fn lease_ttl(&self, _member: &str, _id: i64) -> PortResult<Option<LeaseTtl>> {
+        unsupported()
+    }
 }

@@ -2,5 +2,6 @@
 
 mod faults;
 mod members;
+mod oracle;
 mod stock_tools;
 mod support;
