@@ -63,10 +63,11 @@ pub enum Protocol {
 }
 
 /// A load balancer as it should be; setting it again replaces all of it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BalancerSpec {
     pub id: u64,
     pub public_ipv4: Option<Ipv4Addr>,
+    /// The address itself, not a network.
     pub public_ipv6: Option<Ipv6Addr>,
     /// The network it is attached to, and its address there.
     pub private: Option<(u64, Ipv4Addr)>,
@@ -77,7 +78,7 @@ pub struct BalancerSpec {
     pub targets: Vec<IpAddr>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BalancerService {
     pub kind: BalancerKind,
     pub listen_port: u16,
@@ -87,7 +88,7 @@ pub struct BalancerService {
     pub health_check: HealthCheck,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BalancerKind {
     Tcp,
     /// With `certificates` (PEM: chain, then key) it ends TLS.
@@ -99,13 +100,13 @@ pub enum BalancerKind {
     },
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StickyCookie {
     pub name: String,
     pub lifetime_seconds: u32,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthCheck {
     pub port: u16,
     pub interval_seconds: u32,
@@ -114,7 +115,7 @@ pub struct HealthCheck {
     pub http: Option<HttpCheck>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpCheck {
     pub domain: Option<String>,
     pub path: String,

@@ -1,5 +1,6 @@
 //! Actions: what the cloud is doing or did.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::Router;
@@ -7,6 +8,7 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use axum::routing::get;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::cloud::{Cloud, now, time_json};
@@ -16,48 +18,58 @@ use super::listing::{Listing, one};
 use crate::backend::Effect;
 
 /// One action.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Action {
     pub id: u64,
-    pub command: &'static str,
+    pub command: Cow<'static, str>,
     pub started: Timestamp,
     /// Percent.
     pub progress: u8,
     /// What it works on: kind and id.
-    pub resources: Vec<(&'static str, u64)>,
-    /// None while it runs.
-    end: Option<(Timestamp, Effect)>,
+    pub resources: Vec<(Cow<'static, str>, u64)>,
+    /// None while it runs; then when it ended, and what went wrong.
+    end: Option<(Timestamp, Option<String>)>,
 }
 
 impl Action {
     pub fn new(id: u64, command: &'static str, resources: &[(&'static str, u64)]) -> Self {
         let started = now();
-        Self { id, command, started, progress: 0, resources: resources.to_vec(), end: None }
+        let resources = resources.iter().map(|(kind, id)| (Cow::Borrowed(*kind), *id)).collect();
+        Self { id, command: Cow::Borrowed(command), started, progress: 0, resources, end: None }
     }
 
     pub fn finish(&mut self, result: Effect) {
         if result.is_ok() {
             self.progress = 100;
         }
-        self.end = Some((now(), result));
+        self.end = Some((now(), result.err().map(|e| e.0)));
     }
 
     pub fn is_running(&self) -> bool {
         self.end.is_none()
     }
 
-    /// Servers and volumes are locked by each action on them; a network only by actions on the network itself, so that
-    /// several servers can be attached to it at the same time.
+    /// Whether it works on the resource.
+    pub fn concerns(&self, kind: &str, id: u64) -> bool {
+        self.resources.iter().any(|(k, n)| k == kind && *n == id)
+    }
+
+    /// Servers, volumes and addresses are locked by each action on them; the rest only by actions on themselves, so that
+    /// several servers can be attached to a network at the same time. Firewalls change around a server, not in it.
     pub fn locks(&self, kind: &str, id: u64) -> bool {
-        let held = |(i, (k, n)): (usize, &(&str, u64))| *k == kind && *n == id && (i == 0 || *k != "network");
-        self.end.is_none() && self.resources.iter().enumerate().any(held)
+        let held = |(i, (k, n)): (usize, &(Cow<'_, str>, u64))| {
+            let always = matches!(kind, "server" | "volume" | "floating_ip" | "primary_ip");
+            k == kind && *n == id && (i == 0 || always)
+        };
+        let around = kind == "server" && matches!(&*self.command, "apply_firewall" | "remove_firewall");
+        self.end.is_none() && !around && self.resources.iter().enumerate().any(held)
     }
 
     pub fn json(&self) -> Value {
         let (status, finished, error) = match &self.end {
             None => ("running", Value::Null, Value::Null),
-            Some((at, Ok(()))) => ("success", time_json(*at), Value::Null),
-            Some((at, Err(e))) => ("error", time_json(*at), json!({"code": "action_failed", "message": e.0})),
+            Some((at, None)) => ("success", time_json(*at), Value::Null),
+            Some((at, Some(e))) => ("error", time_json(*at), json!({"code": "action_failed", "message": e})),
         };
         let resources: Vec<Value> = self.resources.iter().map(|(kind, id)| json!({"id": id, "type": kind})).collect();
         json!({
@@ -67,10 +79,23 @@ impl Action {
     }
 }
 
+/// The resources that have actions: path and kind.
+const KINDS: [(&str, &str); 9] = [
+    ("servers", "server"),
+    ("volumes", "volume"),
+    ("networks", "network"),
+    ("images", "image"),
+    ("firewalls", "firewall"),
+    ("floating_ips", "floating_ip"),
+    ("primary_ips", "primary_ip"),
+    ("load_balancers", "load_balancer"),
+    ("certificates", "certificate"),
+];
+
 /// `/actions` and the lists below the resources that have actions.
 pub fn routes() -> Router<Arc<Cloud>> {
     let mut router = Router::new().route("/actions", get(by_ids)).route("/actions/{id}", get(by_id));
-    for (path, kind) in [("servers", "server"), ("volumes", "volume"), ("networks", "network"), ("images", "image")] {
+    for (path, kind) in KINDS {
         router = router
             .route(
                 &format!("/{path}/actions"),
@@ -92,7 +117,7 @@ pub fn routes() -> Router<Arc<Cloud>> {
                 &format!("/{path}/{{id}}/actions/{{action}}"),
                 get(async move |State(cloud): State<Arc<Cloud>>, Path((id, action)): Path<(String, String)>| {
                     let id = path_id(&id)?;
-                    find(&cloud, &action, |action| action.resources.contains(&(kind, id)))
+                    find(&cloud, &action, |action| action.concerns(kind, id))
                 }),
             );
     }
@@ -132,15 +157,9 @@ fn of_resource(cloud: &Cloud, kind: &'static str, id: &str, listing: &Listing) -
     let id = path_id(id)?;
     let state = cloud.state();
     // A resource that is gone has no list, though its actions can still be asked for by id.
-    let exists = match kind {
-        "server" => state.servers.contains_key(&id),
-        "volume" => state.volumes.contains_key(&id),
-        "network" => state.networks.contains_key(&id),
-        _ => super::catalog::image_by_id(id).is_some(),
-    };
-    if !exists {
+    if !state.exists(kind, id) {
         return Err(ApiError::not_found(kind, id));
     }
-    let of_it = |a: &&Action| a.resources.contains(&(kind, id));
+    let of_it = |a: &&Action| a.concerns(kind, id);
     listing.reply("actions", state.actions.values().filter(of_it).map(Action::json).collect(), &["status"])
 }

@@ -1,9 +1,12 @@
-//! IPv4 ranges and the pool of public addresses.
+//! IPv4 ranges and the pools of public addresses.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An IPv4 range in CIDR form; host bits are zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,6 +80,18 @@ impl fmt::Display for Range {
     }
 }
 
+impl Serialize for Range {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Range {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
 /// A text that is no range; says why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -103,7 +118,7 @@ impl FromStr for Range {
 
 /// Public addresses. One that was freed goes to the end of the queue, so that it is used again as late as possible: a
 /// client that still talks to the old owner would otherwise reach a stranger.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Pool {
     range: Range,
     free: VecDeque<Ipv4Addr>,
@@ -132,6 +147,43 @@ impl Pool {
     }
 }
 
+/// Public IPv6 networks: each owner gets a /64. As with [`Pool`], what was freed is used again as late as possible.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pool6 {
+    /// How many of the /64s were ever given out.
+    used: u16,
+    free: VecDeque<Ipv6Addr>,
+}
+
+impl Pool6 {
+    /// A /48 within the range that is set aside for documentation.
+    const BASE: u128 = 0x2001_0db8_0001_0000_0000_0000_0000_0000;
+
+    pub fn new() -> Self {
+        Self { used: 0, free: VecDeque::new() }
+    }
+
+    /// The first address of a free /64.
+    pub fn take(&mut self) -> Option<Ipv6Addr> {
+        match self.used.checked_add(1) {
+            Some(used) => {
+                self.used = used;
+                Some(Ipv6Addr::from_bits(Self::BASE | u128::from(used) << 64))
+            }
+            None => self.free.pop_front(),
+        }
+    }
+
+    pub fn give_back(&mut self, network: Ipv6Addr) {
+        self.free.push_back(network);
+    }
+}
+
+/// Whether an address is in the /64 that begins with `network`.
+pub fn in_network6(network: Ipv6Addr, address: Ipv6Addr) -> bool {
+    network.to_bits() >> 64 == address.to_bits() >> 64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +199,16 @@ mod tests {
         assert_eq!(all.len(), 253);
         assert_eq!(all.last(), Some(&first));
         assert!(!all.contains(&Ipv4Addr::new(203, 0, 113, 255)));
+    }
+
+    #[test]
+    fn each_owner_gets_an_ipv6_network_of_its_own() {
+        let mut pool = Pool6::new();
+        let (one, two) = (pool.take().unwrap(), pool.take().unwrap());
+        assert_eq!((one.to_string(), two.to_string()), ("2001:db8:1:1::".to_owned(), "2001:db8:1:2::".to_owned()));
+        pool.give_back(one);
+        assert_ne!(pool.take().unwrap(), one);
+        assert!(in_network6(two, "2001:db8:1:2::1".parse().unwrap()) && !in_network6(one, two));
     }
 
     #[test]

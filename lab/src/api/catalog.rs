@@ -1,10 +1,12 @@
-//! What the cloud offers: locations, server types, images.
+//! What the cloud offers: locations and server types.
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::{any, get};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::cloud::Cloud;
@@ -51,17 +53,6 @@ enum Family {
     Cpx1,
     /// Dedicated AMD.
     Ccx,
-}
-
-/// A system image.
-#[derive(Debug)]
-pub struct Image {
-    pub id: u64,
-    pub name: &'static str,
-    pub architecture: &'static str,
-    flavor: &'static str,
-    version: &'static str,
-    description: &'static str,
 }
 
 const fn place(
@@ -119,26 +110,6 @@ static SERVER_TYPES: [ServerType; 25] = [
     size(117, "cx53", Family::Cx, (16, 32, 320), 1749),
 ];
 
-const fn image(
-    id: u64,
-    architecture: &'static str,
-    name: &'static str,
-    (flavor, version, description): (&'static str, &'static str, &'static str),
-) -> Image {
-    Image { id, name, architecture, flavor, version, description }
-}
-
-static IMAGES: [Image; 8] = [
-    image(67794396, "x86", "ubuntu-22.04", ("ubuntu", "22.04", "Ubuntu 22.04")),
-    image(114690387, "x86", "debian-12", ("debian", "12", "Debian 12")),
-    image(114690389, "arm", "debian-12", ("debian", "12", "Debian 12")),
-    image(161547269, "x86", "ubuntu-24.04", ("ubuntu", "24.04", "Ubuntu 24.04")),
-    image(161547270, "arm", "ubuntu-24.04", ("ubuntu", "24.04", "Ubuntu 24.04")),
-    image(310557660, "x86", "debian-13", ("debian", "13", "Debian 13")),
-    image(327187281, "x86", "rocky-10", ("rocky", "10", "Rocky Linux 10")),
-    image(331205213, "x86", "fedora-43", ("fedora", "43", "Fedora 43")),
-];
-
 /// Finds a location by name or id.
 pub fn location(reference: &str) -> Option<&'static Location> {
     LOCATIONS.iter().find(|l| l.name == reference || l.id.to_string() == reference)
@@ -149,34 +120,39 @@ pub fn locations() -> &'static [Location] {
     &LOCATIONS
 }
 
+/// All server types.
+pub fn server_types() -> &'static [ServerType] {
+    &SERVER_TYPES
+}
+
 /// Finds a server type by name or id.
 pub fn server_type(reference: &str) -> Option<&'static ServerType> {
     SERVER_TYPES.iter().find(|t| t.name == reference || t.id.to_string() == reference)
 }
 
-/// Finds an image by name (of this architecture) or id.
-pub fn find_image(reference: &str, architecture: &str) -> Option<&'static Image> {
-    IMAGES.iter().find(|i| (i.name == reference && i.architecture == architecture) || i.id.to_string() == reference)
-}
-
-pub fn image_by_id(id: u64) -> Option<&'static Image> {
-    IMAGES.iter().find(|i| i.id == id)
-}
-
-impl Image {
-    /// Whether the lab has a golden image for it.
-    pub fn boots(&self) -> bool {
-        self.name == "debian-12" && self.architecture == "x86"
+impl Serialize for Location {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name)
     }
+}
 
-    pub fn json(&self) -> Value {
-        json!({
-            "id": self.id, "type": "system", "status": "available", "name": self.name,
-            "description": self.description, "image_size": null, "disk_size": 5,
-            "created": "2023-06-13T06:00:00Z", "created_from": null, "bound_to": null, "os_flavor": self.flavor,
-            "os_version": self.version, "rapid_deploy": self.boots(), "protection": {"delete": false},
-            "deleted": null, "labels": {}, "architecture": self.architecture, "deprecation": null,
-        })
+impl<'de> Deserialize<'de> for &'static Location {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        location(&name).ok_or_else(|| D::Error::custom(format!("there is no location '{name}'")))
+    }
+}
+
+impl Serialize for ServerType {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name)
+    }
+}
+
+impl<'de> Deserialize<'de> for &'static ServerType {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        server_type(&name).ok_or_else(|| D::Error::custom(format!("there is no server type '{name}'")))
     }
 }
 
@@ -212,10 +188,9 @@ impl ServerType {
             Family::Cpx1 | Family::Cpx2 => ("regular_purpose", "shared"),
             Family::Ccx => ("general_purpose", "dedicated"),
         };
-        let sold: Vec<&Location> = LOCATIONS.iter().filter(|l| self.sold_in(l)).collect();
-        let prices: Vec<Value> = sold.iter().map(|l| self.price(l)).collect();
-        let places: Vec<Value> = sold
+        let places: Vec<Value> = LOCATIONS
             .iter()
+            .filter(|l| self.sold_in(l))
             .map(|l| {
                 json!({
                     "id": l.id, "name": l.name, "deprecation": null, "available": available(l),
@@ -226,30 +201,45 @@ impl ServerType {
         json!({
             "id": self.id, "name": self.name, "description": self.name.to_uppercase(), "category": category,
             "cores": self.cores, "memory": self.memory_gb, "disk": self.disk_gb, "storage_type": "local",
-            "cpu_type": cpu_type, "architecture": self.architecture(), "prices": prices, "locations": places,
+            "cpu_type": cpu_type, "architecture": self.architecture(), "prices": self.prices(), "locations": places,
         })
     }
 
     fn price(&self, location: &Location) -> Value {
-        let monthly = f64::from(self.cents_monthly) / 100.0;
-        let money = |euros: f64| json!({"net": format!("{euros:.10}"), "gross": format!("{:.10}", euros * 1.19)});
-        let included: u64 = if location.network_zone == "eu-central" { 20 << 40 } else { 1 << 40 };
-        json!({
-            "location": location.name, "price_hourly": money(monthly / 624.0), "price_monthly": money(monthly),
-            "included_traffic": included, "price_per_tb_traffic": money(1.0),
-        })
+        price(location, f64::from(self.cents_monthly) / 100.0)
+    }
+
+    /// Its prices in all locations that sell it.
+    pub fn prices(&self) -> Vec<Value> {
+        LOCATIONS.iter().filter(|l| self.sold_in(l)).map(|l| self.price(l)).collect()
     }
 }
 
-/// `/locations`, `/server_types`, `/images`, and `/datacenters`, which is gone.
+/// An amount of euros as the API writes it, with German tax.
+pub fn money(euros: f64) -> Value {
+    json!({"net": format!("{euros:.10}"), "gross": format!("{:.10}", euros * 1.19)})
+}
+
+/// Bytes of traffic that are free each month.
+pub fn included_traffic(location: &Location) -> u64 {
+    if location.network_zone == "eu-central" { 20 << 40 } else { 1 << 40 }
+}
+
+/// What something with traffic costs in a location.
+pub fn price(location: &Location, euros_monthly: f64) -> Value {
+    json!({
+        "location": location.name, "price_hourly": money(euros_monthly / 624.0), "price_monthly": money(euros_monthly),
+        "included_traffic": included_traffic(location), "price_per_tb_traffic": money(1.0),
+    })
+}
+
+/// `/locations`, `/server_types`, and `/datacenters`, which is gone.
 pub fn routes() -> Router<Arc<Cloud>> {
     Router::new()
         .route("/locations", get(list_locations))
         .route("/locations/{id}", get(get_location))
         .route("/server_types", get(list_server_types))
         .route("/server_types/{id}", get(get_server_type))
-        .route("/images", get(list_images))
-        .route("/images/{id}", get(get_image))
         .route("/datacenters", any(gone))
         .route("/datacenters/{id}", any(gone))
 }
@@ -279,13 +269,4 @@ async fn get_server_type(State(cloud): State<Arc<Cloud>>, Path(id): Path<String>
     let found = SERVER_TYPES.iter().find(|t| t.id == id).ok_or_else(|| ApiError::not_found("server_type", id))?;
     let state = cloud.state();
     Ok(one("server_type", found.json(|l| !state.common.faults().is_unavailable(l.name))))
-}
-
-async fn list_images(listing: Listing) -> ApiResult {
-    listing.reply("images", IMAGES.iter().map(Image::json).collect(), &["type", "status", "architecture"])
-}
-
-async fn get_image(Path(id): Path<String>) -> ApiResult {
-    let id = path_id(&id)?;
-    image_by_id(id).map(|i| one("image", i.json())).ok_or_else(|| ApiError::not_found("image", id))
 }

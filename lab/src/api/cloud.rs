@@ -12,12 +12,17 @@ use serde_json::{Value, json};
 use super::action::Action;
 use super::address::Range;
 use super::error::{ApiError, ApiResult};
+use super::firewall::{Effective, Firewall};
+use super::floating_ip::FloatingIp;
 use super::gate::{Bucket, RateLimit};
+use super::image::Image;
 use super::network::Network;
 use super::placement_group::PlacementGroup;
+use super::primary_ip::PrimaryIp;
 use super::provider::Common;
 use super::server::{Server, Status};
 use super::ssh_key::SshKey;
+use super::upkeep::Upkeep;
 use super::volume::Volume;
 use crate::backend::{Backend, BackendError, Effect, MachineEvent};
 
@@ -60,11 +65,29 @@ pub struct Limits {
     pub networks: usize,
     pub placement_groups: usize,
     pub ssh_keys: usize,
+    pub primary_ips: usize,
+    pub floating_ips: usize,
+    pub firewalls: usize,
+    pub images: usize,
+    pub load_balancers: usize,
+    pub certificates: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { servers: 100, volumes: 100, networks: 50, placement_groups: 50, ssh_keys: 100 }
+        Self {
+            servers: 100,
+            volumes: 100,
+            networks: 50,
+            placement_groups: 50,
+            ssh_keys: 100,
+            primary_ips: 100,
+            floating_ips: 20,
+            firewalls: 50,
+            images: 50,
+            load_balancers: 20,
+            certificates: 50,
+        }
     }
 }
 
@@ -74,6 +97,7 @@ pub struct Cloud {
     pub(super) options: Options,
     state: Mutex<State>,
     bucket: Mutex<Bucket>,
+    pub(super) upkeep: Upkeep,
 }
 
 impl Cloud {
@@ -85,10 +109,17 @@ impl Cloud {
             networks: BTreeMap::new(),
             placement_groups: BTreeMap::new(),
             ssh_keys: BTreeMap::new(),
+            images: BTreeMap::new(),
+            primary_ips: BTreeMap::new(),
+            floating_ips: BTreeMap::new(),
+            firewalls: BTreeMap::new(),
+            filtering: BTreeMap::new(),
             actions: BTreeMap::new(),
         };
         let bucket = Mutex::new(Bucket::new(options.rate_limit));
-        Arc::new(Self { backend, options, state: Mutex::new(state), bucket })
+        let cloud = Arc::new(Self { backend, options, state: Mutex::new(state), bucket, upkeep: Upkeep::default() });
+        cloud.keep_up();
+        cloud
     }
 
     /// A machine changed its state by itself.
@@ -140,6 +171,7 @@ impl Cloud {
             let mut state = cloud.state();
             settle(&mut state, result.is_ok());
             state.finish(action, result);
+            cloud.changed();
         });
     }
 
@@ -157,6 +189,7 @@ impl Cloud {
             let mut state = cloud.state();
             settle(&mut state, result.is_ok());
             state.actions.remove(&action);
+            cloud.changed();
             result
         }))
     }
@@ -212,6 +245,13 @@ pub struct State {
     pub networks: BTreeMap<u64, Network>,
     pub placement_groups: BTreeMap<u64, PlacementGroup>,
     pub ssh_keys: BTreeMap<u64, SshKey>,
+    /// Snapshots and backups.
+    pub images: BTreeMap<u64, Image>,
+    pub primary_ips: BTreeMap<u64, PrimaryIp>,
+    pub floating_ips: BTreeMap<u64, FloatingIp>,
+    pub firewalls: BTreeMap<u64, Firewall>,
+    /// What filters each machine's traffic now. Not to be kept: it ends with the machine room.
+    pub filtering: BTreeMap<u64, Effective>,
     pub actions: BTreeMap<u64, Action>,
 }
 
@@ -244,6 +284,19 @@ impl State {
     pub fn idle_network(&self, id: u64) -> ApiResult<&Network> {
         let network = self.networks.get(&id).ok_or_else(|| ApiError::not_found("network", id))?;
         if self.is_locked("network", id) { Err(ApiError::locked("network", id)) } else { Ok(network) }
+    }
+
+    pub fn exists(&self, kind: &str, id: u64) -> bool {
+        match kind {
+            "server" => self.servers.contains_key(&id),
+            "volume" => self.volumes.contains_key(&id),
+            "network" => self.networks.contains_key(&id),
+            "image" => self.image_exists(id),
+            "firewall" => self.firewalls.contains_key(&id),
+            "floating_ip" => self.floating_ips.contains_key(&id),
+            "primary_ip" => self.primary_ips.contains_key(&id),
+            _ => false,
+        }
     }
 
     /// Whether a running action holds the resource.

@@ -1,7 +1,8 @@
 //! A backend without machines, for tests of the API and of what talks to it.
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use tokio::sync::watch;
 
 use super::cloud::Options;
 use super::provider::Provider;
-use crate::backend::{Backend, BackendError, Effect, MachineSpec, Metadata};
+use crate::backend::{
+    Backend, BackendError, BalancerSpec, Counters, Effect, FirewallRule, MachineSpec, Metadata, TargetHealth,
+};
 
 /// Records effects as lines such as `attach_volume 1002 to 1001`; takes its time; fails on demand.
 #[derive(Debug, Default)]
@@ -27,6 +30,11 @@ struct Inner {
     /// Messages by the effect's first word; each fails once.
     failures: BTreeMap<String, String>,
     metadata: BTreeMap<u64, Metadata>,
+    balancers: BTreeMap<u64, BalancerSpec>,
+    /// Targets that health checks find sick.
+    sick: BTreeSet<IpAddr>,
+    /// What every machine and load balancer counted.
+    counters: Counters,
     /// How many effects run now.
     running: usize,
 }
@@ -71,6 +79,26 @@ impl FakeBackend {
         self.inner().metadata.get(&machine).cloned()
     }
 
+    /// What the load balancer was last told to be.
+    pub fn balancer(&self, id: u64) -> Option<BalancerSpec> {
+        self.inner().balancers.get(&id).cloned()
+    }
+
+    /// Lets health checks find a target sick, or well again.
+    pub fn set_sick(&self, target: IpAddr, sick: bool) {
+        let mut inner = self.inner();
+        if sick {
+            inner.sick.insert(target)
+        } else {
+            inner.sick.remove(&target)
+        };
+    }
+
+    /// What all machines and load balancers counted up to now.
+    pub fn set_counters(&self, counters: Counters) {
+        self.inner().counters = counters;
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -89,6 +117,15 @@ impl FakeBackend {
         inner.running -= 1;
         inner.failures.remove(effect).map_or(Ok(()), |message| Err(BackendError(message)))
     }
+}
+
+fn or_none(value: Option<impl Display>) -> String {
+    value.map_or("none".to_owned(), |v| v.to_string())
+}
+
+fn rule_line(rule: &FirewallRule) -> String {
+    let ports = rule.ports.map_or(String::new(), |(first, last)| format!(" {first}-{last}"));
+    format!("{:?} {:?}{ports} {}", rule.direction, rule.protocol, rule.networks.join("+")).to_lowercase()
 }
 
 #[async_trait]
@@ -145,6 +182,72 @@ impl Backend for FakeBackend {
     async fn set_routes(&self, network: u64, routes: &[(String, Ipv4Addr)]) -> Effect {
         let routes: Vec<String> = routes.iter().map(|(to, via)| format!("{to} via {via}")).collect();
         self.record("set_routes", format!("{network} [{}]", routes.join(", "))).await
+    }
+    async fn set_firewall(&self, machine: u64, rules: Option<&[FirewallRule]>) -> Effect {
+        let told: Option<Vec<String>> = rules.map(|rules| rules.iter().map(rule_line).collect());
+        let told = told.map_or("off".to_owned(), |lines| format!("[{}]", lines.join(", ")));
+        self.record("set_firewall", format!("{machine} {told}")).await
+    }
+    async fn route_floating_ip(&self, address: IpAddr, machine: Option<u64>) -> Effect {
+        self.record("route_floating_ip", format!("{address} to {}", or_none(machine))).await
+    }
+    async fn set_public_addresses(&self, machine: u64, ipv4: Option<Ipv4Addr>, ipv6: Option<Ipv6Addr>) -> Effect {
+        self.record("set_public_addresses", format!("{machine} {} {}", or_none(ipv4), or_none(ipv6))).await
+    }
+    async fn set_alias_ips(&self, machine: u64, network: u64, aliases: &[Ipv4Addr]) -> Effect {
+        self.record("set_alias_ips", format!("{machine} in {network} {aliases:?}")).await
+    }
+    async fn set_balancer(&self, spec: &BalancerSpec) -> Effect {
+        let targets: Vec<String> = spec.targets.iter().map(ToString::to_string).collect();
+        let ports: Vec<String> = spec.services.iter().map(|s| s.listen_port.to_string()).collect();
+        self.inner().balancers.insert(spec.id, spec.clone());
+        self.record("set_balancer", format!("{} ports [{}] to [{}]", spec.id, ports.join(", "), targets.join(", ")))
+            .await
+    }
+    async fn delete_balancer(&self, id: u64) -> Effect {
+        self.record("delete_balancer", id.to_string()).await?;
+        self.inner().balancers.remove(&id);
+        Ok(())
+    }
+    async fn balancer_health(&self, id: u64) -> Effect<Vec<TargetHealth>> {
+        let inner = self.inner();
+        let Some(spec) = inner.balancers.get(&id) else { return Ok(Vec::new()) };
+        let of = |port: u16| {
+            spec.targets.iter().map(move |target| TargetHealth { listen_port: port, target: *target, healthy: None })
+        };
+        let mut health: Vec<TargetHealth> = spec.services.iter().flat_map(|s| of(s.listen_port)).collect();
+        for seen in &mut health {
+            seen.healthy = Some(!inner.sick.contains(&seen.target));
+        }
+        Ok(health)
+    }
+    async fn balancer_counters(&self, _: u64) -> Effect<Counters> {
+        Ok(self.inner().counters)
+    }
+    async fn create_image(&self, image: u64, machine: u64) -> Effect<f64> {
+        self.record("create_image", format!("{image} of {machine}")).await.map(|()| 0.5)
+    }
+    async fn delete_image(&self, image: u64) -> Effect {
+        self.record("delete_image", image.to_string()).await
+    }
+    async fn rebuild_machine(&self, spec: &MachineSpec, metadata: &Metadata) -> Effect {
+        self.inner().metadata.insert(spec.id, metadata.clone());
+        let from = spec.snapshot.map_or_else(|| spec.image.clone(), |id| format!("image {id}"));
+        self.record("rebuild_machine", format!("{} from {from}", spec.id)).await
+    }
+    async fn set_rescue(&self, machine: u64, rescue: Option<&Metadata>) -> Effect {
+        let keys = rescue.map_or("off".to_owned(), |m| format!("with {} keys", m.public_keys.len()));
+        self.record("set_rescue", format!("{machine} {keys}")).await
+    }
+    async fn set_root_password(&self, machine: u64, _: &str) -> Effect {
+        self.record("set_root_password", machine.to_string()).await
+    }
+    async fn resize_machine(&self, machine: u64, cores: u32, memory_mb: u64, disk_gb: u32) -> Effect {
+        let size = format!("{machine} to {cores} cores, {memory_mb} MB, disk of {disk_gb} GB");
+        self.record("resize_machine", size).await
+    }
+    async fn machine_counters(&self, _: u64) -> Effect<Counters> {
+        Ok(self.inner().counters)
     }
 }
 

@@ -112,7 +112,11 @@ async fn answer(cloud: &Arc<Cloud>, method: &str, path: &str, request: Request, 
     if let Some(error) = cloud.state().common.faults().refusal(method, path) {
         return error.into_response();
     }
+    let changes = !matches!(method, "GET" | "HEAD");
     let response = next.run(request).await;
+    if changes {
+        cloud.changed();
+    }
     // Only an answer that tells of work done can be lost in a way that matters.
     if response.status().is_success() && cloud.state().common.faults().loses_answer(method, path) {
         return ApiError::new("timeout", "the gateway gave up waiting for an answer").into_response();

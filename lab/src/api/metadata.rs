@@ -117,7 +117,7 @@ fn private_networks(cloud: &Cloud, server: &Server) -> String {
         let Some(network) = state.networks.get(&private.network) else { continue };
         let subnet = network.subnets.iter().find(|s| s.range.has(private.ip)).map_or(network.range, |s| s.range);
         lines.push(format!("- ip: {}", private.ip));
-        lines.push("  alias_ips: []".to_owned());
+        lines.push(format!("  alias_ips: {}", json!(private.alias_ips)));
         lines.push(format!("  interface_num: {}", index + 1));
         lines.push(format!("  network_id: {}", network.id));
         lines.push(format!("  network_name: {}", json!(network.name)));

@@ -10,7 +10,11 @@ mod cloud;
 mod error;
 mod fake;
 mod fault;
+mod firewall;
+mod firewall_action;
+mod floating_ip;
 mod gate;
+mod image;
 mod input;
 mod label;
 mod listing;
@@ -18,13 +22,18 @@ mod metadata;
 mod network;
 mod network_action;
 mod placement_group;
+mod primary_ip;
 mod provider;
+mod rdns;
 mod selector;
 mod server;
 mod server_action;
 mod server_create;
+mod server_disk;
 mod ssh_key;
 mod store;
+mod tag;
+mod upkeep;
 mod volume;
 
 use std::sync::Arc;
@@ -57,8 +66,12 @@ fn project_router(cloud: Arc<Cloud>) -> Router {
     let v1 = Router::new()
         .merge(action::routes())
         .merge(catalog::routes())
+        .merge(firewall::routes())
+        .merge(floating_ip::routes())
+        .merge(image::routes())
         .merge(network::routes())
         .merge(placement_group::routes())
+        .merge(primary_ip::routes())
         .merge(server::routes())
         .merge(ssh_key::routes())
         .merge(volume::routes());

@@ -8,6 +8,7 @@ use axum::extract::{Path, State as Shared};
 use axum::routing::{get, post};
 use futures::future::try_join_all;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::address::Range;
@@ -25,7 +26,7 @@ pub const SUBNETS_MAX: usize = 50;
 const PUBLIC_GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 31, 1, 1);
 
 /// A private network. Which servers it has, the servers know.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Network {
     pub id: u64,
     pub name: String,
@@ -39,7 +40,7 @@ pub struct Network {
 }
 
 /// A part of a network that servers of one zone take addresses from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Subnet {
     pub range: Range,
     kind: String,
@@ -47,7 +48,7 @@ pub struct Subnet {
 }
 
 /// A destination reached through a server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     pub destination: Range,
     pub gateway: Ipv4Addr,
@@ -101,8 +102,12 @@ impl State {
                 format!("network {} has no subnet for servers in network zone '{zone}'", network.id),
             ));
         }
-        let taken =
-            |a: Ipv4Addr| self.servers.values().flat_map(|s| &s.private).any(|p| p.network == network.id && p.ip == a);
+        let taken = |a: Ipv4Addr| {
+            self.servers
+                .values()
+                .flat_map(|s| &s.private)
+                .any(|p| p.network == network.id && (p.ip == a || p.alias_ips.contains(&a)))
+        };
         let usable = |a: Ipv4Addr| a != network.range.gateway() && a != PUBLIC_GATEWAY && !taken(a);
         match wanted {
             Some(ip) => {

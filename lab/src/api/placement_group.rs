@@ -6,6 +6,7 @@ use axum::Router;
 use axum::extract::{Path, State as Shared};
 use axum::routing::get;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::cloud::{Cloud, State, now, time_json};
@@ -18,7 +19,7 @@ use super::listing::{Listing, created, no_content, one};
 const SPREAD_MAX: usize = 10;
 
 /// A group of type `spread`. Its members are the servers that name it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PlacementGroup {
     id: u64,
     name: String,

@@ -15,7 +15,7 @@ use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::address::{Pool, Range};
+use super::address::{Pool, Pool6, Range};
 use super::cloud::{Cloud, Options};
 use super::error::{ApiError, ApiResult};
 use super::fault::Faults;
@@ -58,6 +58,7 @@ pub struct Project {
 pub struct Common {
     last_id: AtomicU64,
     addresses: Mutex<Pool>,
+    networks6: Mutex<Pool6>,
     faults: Mutex<Faults>,
     pub changes: Arc<Changes>,
 }
@@ -67,6 +68,7 @@ impl Common {
         Self {
             last_id: AtomicU64::new(first_id.saturating_sub(1)),
             addresses: Mutex::new(Pool::new(public_range)),
+            networks6: Mutex::new(Pool6::new()),
             faults: Mutex::default(),
             changes: Arc::default(),
         }
@@ -79,6 +81,11 @@ impl Common {
     /// The public addresses.
     pub fn addresses(&self) -> MutexGuard<'_, Pool> {
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The public IPv6 networks.
+    pub fn networks6(&self) -> MutexGuard<'_, Pool6> {
+        self.networks6.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The faults that are set.

@@ -1,15 +1,17 @@
-//! What can be done to a server: power, networks, placement, protection.
+//! What can be done to a server: power, networks, placement, protection. Its disk: see `server_disk`.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use axum::extract::{Path, State as Shared};
 use serde_json::json;
 
-use super::cloud::Cloud;
+use super::cloud::{Cloud, State};
 use super::error::{ApiError, ApiResult};
 use super::input::{Input, path_id};
 use super::listing::created;
 use super::network::range;
+use super::rdns::Change;
 use super::server::{PrivateIp, Status};
 
 /// How many networks a server may be in.
@@ -26,6 +28,11 @@ pub fn power(cloud: &Arc<Cloud>, id: u64, command: &str) -> ApiResult {
         "reboot" => "reboot_server",
         _ => "shutdown_server",
     };
+    let bare = state.server(id)?.public_addresses() == (None, None) && state.server(id)?.private.is_empty();
+    if bare && command == "poweron" {
+        let message = format!("server {id} has no network interface: give it a Primary IP or a network");
+        return Err(ApiError::new("server_without_interface", message));
+    }
     if before == Status::Unknown {
         return Err(ApiError::unsupported(format!("the creation of server {id} failed: delete it")));
     }
@@ -45,6 +52,7 @@ pub fn power(cloud: &Arc<Cloud>, id: u64, command: &str) -> ApiResult {
         _ => (before, before, before),
     };
     state.server_mut(id)?.status = during;
+    let boots = matches!(command, "poweron" | "reset" | "reboot");
     let action = state.begin(name, &[("server", id)]);
     let body = json!({"action": state.action_json(action)});
     let (backend, command) = (Arc::clone(&cloud.backend), command.to_owned());
@@ -62,6 +70,10 @@ pub fn power(cloud: &Arc<Cloud>, id: u64, command: &str) -> ApiResult {
         if let Some(server) = state.servers.get_mut(&id).filter(|s| s.status == during) {
             server.status = if ok { done } else { failed };
         }
+        // The rescue system is for one boot.
+        if let (true, Some(server)) = (ok && boots, state.servers.get_mut(&id)) {
+            server.rescue = false;
+        }
     });
     Ok(created(body))
 }
@@ -70,9 +82,7 @@ pub async fn attach_to_network(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path
     let id = path_id(&id)?;
     let network_id = input.required_number("network")?;
     let (wanted, within) = (input.address("ip")?, range(&input, "ip_range")?);
-    if !input.array("alias_ips")?.is_empty() {
-        return Err(ApiError::unsupported("the lab has no alias IPs"));
-    }
+    let alias_ips = aliases(&input)?;
     let mut state = cloud.state();
     let server = state.idle_server(id)?;
     let network = state.idle_network(network_id).map_err(|e| {
@@ -93,11 +103,20 @@ pub async fn attach_to_network(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path
     let ip = state.choose_address(network, server.location.network_zone, wanted, within)?;
     let whole = network.range.to_string();
     // Taken at once, so that no other server gets the address meanwhile.
-    state.server_mut(id)?.private.push(PrivateIp { network: network_id, ip });
+    state.check_aliases(id, network_id, &alias_ips)?;
+    if alias_ips.contains(&ip) {
+        return Err(ApiError::new("ip_not_available", format!("IP {ip} cannot be an alias of itself")));
+    }
+    let private = PrivateIp { network: network_id, ip, alias_ips: alias_ips.clone() };
+    state.server_mut(id)?.private.push(private);
     let action = state.begin("attach_to_network", &[("server", id), ("network", network_id)]);
     let body = json!({"action": state.action_json(action)});
     let runner = Arc::clone(&cloud);
-    cloud.run(action, async move { runner.join(id, network_id, ip, &whole).await }, move |state, ok| {
+    let effect = async move {
+        runner.join(id, network_id, ip, &whole).await?;
+        if alias_ips.is_empty() { Ok(()) } else { runner.backend.set_alias_ips(id, network_id, &alias_ips).await }
+    };
+    cloud.run(action, effect, move |state, ok| {
         if let (false, Some(server)) = (ok, state.servers.get_mut(&id)) {
             server.private.retain(|p| p.network != network_id);
         }
@@ -169,4 +188,91 @@ pub async fn change_protection(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path
         state.server_mut(id)?.protected = protect;
     }
     Ok(created(json!({"action": state.instant("change_protection", &[("server", id)])})))
+}
+
+/// How many alias IPs a server may have in a network.
+const ALIASES_MAX: usize = 5;
+
+fn aliases(input: &Input) -> ApiResult<Vec<Ipv4Addr>> {
+    let wrong = || ApiError::field("alias_ips", "must be a list of IPv4 addresses");
+    let parse = |v: &serde_json::Value| v.as_str().and_then(|s| s.parse().ok()).ok_or_else(wrong);
+    let aliases: Vec<Ipv4Addr> = input.array("alias_ips")?.iter().map(parse).collect::<ApiResult<_>>()?;
+    if aliases.len() > ALIASES_MAX {
+        return Err(ApiError::field("alias_ips", format!("must not be more than {ALIASES_MAX}")));
+    }
+    Ok(aliases)
+}
+
+impl State {
+    /// Whether a server may have these further addresses in a network.
+    fn check_aliases(&self, server: u64, network: u64, aliases: &[Ipv4Addr]) -> ApiResult<()> {
+        let zone = self.server(server)?.location.network_zone;
+        let network = self.networks.get(&network).ok_or_else(|| ApiError::not_found("network", network))?;
+        for alias in aliases {
+            let own = |p: &&PrivateIp| p.network == network.id && p.alias_ips.contains(alias);
+            if !self.server(server)?.private.iter().any(|p| own(&p)) {
+                self.choose_address(network, zone, Some(*alias), None).map_err(|e| match e.code.as_str() {
+                    "invalid_input" => ApiError::field("alias_ips", e.message),
+                    _ => e,
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+pub async fn change_alias_ips(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>, input: Input) -> ApiResult {
+    let id = path_id(&id)?;
+    let network = input.required_number("network")?;
+    let aliases = aliases(&input)?;
+    let mut state = cloud.state();
+    if !state.idle_server(id)?.private.iter().any(|p| p.network == network) {
+        return Err(ApiError::field("network", format!("server {id} is not attached to network {network}")));
+    }
+    state.check_aliases(id, network, &aliases)?;
+    // Taken at once, so that nobody else gets them meanwhile.
+    let private = state.server_mut(id)?.private.iter_mut().find(|p| p.network == network);
+    let before = private.map(|p| std::mem::replace(&mut p.alias_ips, aliases.clone())).unwrap_or_default();
+    let action = state.begin("change_alias_ips", &[("server", id), ("network", network)]);
+    let body = json!({"action": state.action_json(action)});
+    let backend = Arc::clone(&cloud.backend);
+    cloud.run(action, async move { backend.set_alias_ips(id, network, &aliases).await }, move |state, ok| {
+        let private = state.servers.get_mut(&id).and_then(|s| s.private.iter_mut().find(|p| p.network == network));
+        if let (false, Some(private)) = (ok, private) {
+            private.alias_ips = before;
+        }
+    });
+    Ok(created(body))
+}
+
+pub async fn change_dns_ptr(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>, input: Input) -> ApiResult {
+    let id = path_id(&id)?;
+    let change = Change::read(&input)?;
+    let mut state = cloud.state();
+    let server = state.idle_server(id)?.clone();
+    change.apply(state.reverse_of(&server))?;
+    Ok(created(json!({"action": state.instant("change_dns_ptr", &[("server", id)])})))
+}
+
+/// The lab has no ISOs.
+pub async fn attach_iso(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>, input: Input) -> ApiResult {
+    cloud.state().idle_server(path_id(&id)?)?;
+    let iso = input.reference("iso")?.ok_or_else(|| ApiError::field("iso", "is required"))?;
+    Err(ApiError::field("iso", format!("ISO '{iso}' not found")))
+}
+
+/// None can be attached, so there is never anything to do.
+pub async fn detach_iso(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
+    let id = path_id(&id)?;
+    let mut state = cloud.state();
+    state.idle_server(id)?;
+    Ok(created(json!({"action": state.instant("detach_iso", &[("server", id)])})))
+}
+
+pub async fn request_console(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
+    let id = path_id(&id)?;
+    let name = cloud.state().server(id)?.name.clone();
+    Err(ApiError::unsupported(format!(
+        "the lab's servers have no screen: use `hk-dr lab exec {name} -- CMD`, or read the console's log"
+    )))
 }

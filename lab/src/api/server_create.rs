@@ -6,13 +6,17 @@ use std::sync::Arc;
 use axum::extract::State as Shared;
 use serde_json::{Value, json};
 
-use super::catalog::{self, Image, Location, ServerType};
+use super::catalog::{self, Location, ServerType};
 use super::cloud::{Cloud, State, now};
 use super::error::{ApiError, ApiResult};
+use super::firewall::{Applied, PER_SERVER_MAX};
+use super::image::Image;
 use super::input::Input;
 use super::listing::created;
-use super::server::{PrivateIp, PublicIp, Server, Status};
+use super::primary_ip::Family;
+use super::server::{PrivateIp, Server, Status};
 use super::server_action::NETWORKS_MAX;
+use super::server_disk::new_password;
 use super::volume;
 use crate::backend::{BackendError, Effect, MachineSpec, Metadata};
 
@@ -52,7 +56,7 @@ fn admit(cloud: &Cloud, state: &mut State, input: &Input) -> ApiResult<(Work, Va
     let server_type = input.reference("server_type")?.ok_or_else(|| ApiError::field("server_type", "is required"))?;
     let server_type = catalog::server_type(&server_type)
         .ok_or_else(|| ApiError::field("server_type", format!("server type '{server_type}' not found")))?;
-    let image = choose_image(input, server_type)?;
+    let image = choose_image(state, input, server_type)?;
     let labels = input.labels()?.unwrap_or_default();
     let user_data = input.string("user_data")?.unwrap_or_default();
     if user_data.len() > USER_DATA_MAX {
@@ -60,7 +64,6 @@ fn admit(cloud: &Cloud, state: &mut State, input: &Input) -> ApiResult<(Work, Va
     }
     let start = input.flag("start_after_create")?.unwrap_or(true);
     let public = input.object("public_net")?.unwrap_or_default();
-    let wants_ipv4 = public.flag("enable_ipv4")?.unwrap_or(true);
     let public_keys = choose_keys(state, input)?;
     let volumes = input.numbers("volumes")?;
     let location = choose_location(state, input, server_type, &volumes)?;
@@ -86,22 +89,25 @@ fn admit(cloud: &Cloud, state: &mut State, input: &Input) -> ApiResult<(Work, Va
             }
         })?;
     }
+    let wishes = [
+        (Family::V4, choose_public(state, &public, Family::V4, location)?),
+        (Family::V6, choose_public(state, &public, Family::V6, location)?),
+    ];
+    let firewalls = choose_firewalls(state, input, wishes.iter().any(|(_, wish)| !matches!(wish, Wish::None)))?;
     if state.servers.len() >= cloud.options.limits.servers {
         return Err(ApiError::limit("server_limit"));
     }
     if state.common.faults().unavailable(location.name) {
         return Err(ApiError::unavailable(location.name));
     }
-    let public_ipv4 = if wants_ipv4 {
-        let ip = state
-            .common
-            .addresses()
-            .take()
-            .ok_or_else(|| ApiError::new("resource_unavailable", "no public IPv4 address is free"))?;
-        Some(PublicIp { id: state.next_id(), ip })
-    } else {
-        None
-    };
+    let mut public_ips = Vec::new();
+    for (family, wish) in wishes {
+        match wish {
+            Wish::None => {}
+            Wish::This(id) => public_ips.push(id),
+            Wish::New => public_ips.push(state.primary_ip_for(family, location)?),
+        }
+    }
 
     let id = state.next_id();
     let server = Server {
@@ -110,30 +116,36 @@ fn admit(cloud: &Cloud, state: &mut State, input: &Input) -> ApiResult<(Work, Va
         status: Status::Initializing,
         location,
         server_type,
+        disk_gb: server_type.disk_gb,
         image,
-        public_ipv4,
+        public_ipv4: None,
+        public_ipv6: None,
         private,
         placement_group,
         labels,
         protected: false,
+        rescue: false,
+        backup_window: None,
         public_keys,
         user_data,
         created: now(),
         has_machine: false,
     };
-    let spec = MachineSpec {
-        id,
-        name: server.name.clone(),
-        image: image.name.to_owned(),
-        snapshot: None,
-        public_ipv4: public_ipv4.map(|p| p.ip),
-        public_ipv6: None,
-        cores: server_type.cores,
-        memory_mb: u64::from(server_type.memory_gb) * 1024,
-        disk_gb: server_type.disk_gb,
-        location: location.name.to_owned(),
-    };
-    let metadata = server.metadata();
+    state.servers.insert(id, server);
+    for address in public_ips {
+        state.set_assignee(address, Some(id));
+    }
+    for firewall in firewalls {
+        if let Some(firewall) = state.firewalls.get_mut(&firewall) {
+            firewall.applied_to.push(Applied::Server(id));
+        }
+    }
+    let server = state.server(id)?.clone();
+    let spec = server.spec();
+    let mut metadata = server.metadata();
+    // Who brings no key gets a password.
+    metadata.root_password = server.public_keys.is_empty().then(new_password);
+    let root_password = metadata.root_password.clone();
     let action = state.begin("create_server", &[("server", id)]);
     let volumes: Vec<(u64, u64)> = volumes
         .into_iter()
@@ -150,7 +162,6 @@ fn admit(cloud: &Cloud, state: &mut State, input: &Input) -> ApiResult<(Work, Va
         })
         .collect();
     let start = start.then(|| state.begin("start_server", &[("server", id)]));
-    state.servers.insert(id, server);
 
     let next: Vec<Value> = volumes
         .iter()
@@ -160,9 +171,9 @@ fn admit(cloud: &Cloud, state: &mut State, input: &Input) -> ApiResult<(Work, Va
         .map(|a| state.action_json(a))
         .collect();
     let server_json = state.server_json(state.server(id)?);
-    // The lab's images have no password login, so that there is none to tell even if no key was given.
     let body = json!({
-        "server": server_json, "action": state.action_json(action), "next_actions": next, "root_password": null,
+        "server": server_json, "action": state.action_json(action), "next_actions": next,
+        "root_password": root_password,
     });
     Ok((Work { action, spec, metadata, volumes, networks, start }, body))
 }
@@ -171,35 +182,78 @@ fn refuse_what_the_lab_lacks(input: &Input) -> ApiResult<()> {
     if input.get("datacenter").is_some() {
         return Err(ApiError::field("datacenter", "is gone: use 'location'"));
     }
-    if input.flag("automount")? == Some(true) {
-        return Err(ApiError::unsupported("the lab mounts no volumes: leave automount out and mount them yourself"));
-    }
-    if !input.array("firewalls")?.is_empty() {
-        return Err(ApiError::unsupported("the lab has no firewalls yet"));
-    }
-    let public = input.object("public_net")?.unwrap_or_default();
-    if public.get("ipv4").is_some() || public.get("ipv6").is_some() {
-        return Err(ApiError::unsupported("the lab has no Primary IPs of their own yet"));
-    }
+    volume::refuse_automount(input)?;
     Ok(())
 }
 
-fn choose_image(input: &Input, server_type: &ServerType) -> ApiResult<&'static Image> {
+/// The image for a server of this type; it must be one that the lab can boot.
+pub fn choose_image(state: &State, input: &Input, server_type: &ServerType) -> ApiResult<Image> {
     let name = input.reference("image")?.ok_or_else(|| ApiError::field("image", "is required"))?;
     let architecture = server_type.architecture();
-    let image = catalog::find_image(&name, architecture)
+    let image = state
+        .find_image(&name, architecture)
         .ok_or_else(|| ApiError::field("image", format!("image '{name}' not found")))?;
     if image.architecture != architecture {
         let message = format!("image '{name}' is for {}, the server type for {architecture}", image.architecture);
         return Err(ApiError::field("image", message));
     }
+    if !image.available {
+        return Err(ApiError::field("image", format!("image '{name}' is still being made")));
+    }
+    if image.disk_gb > server_type.disk_gb {
+        return Err(ApiError::field("image", format!("image '{name}' needs a disk of {} GB", image.disk_gb)));
+    }
     if !image.boots() {
         return Err(ApiError::unsupported(format!(
             "the lab can boot only debian-12 for x86, not {} for {}",
-            image.name, image.architecture
+            image.system_name(),
+            image.architecture
         )));
     }
     Ok(image)
+}
+
+/// What a new server wants of a family of public addresses.
+enum Wish {
+    None,
+    New,
+    /// This Primary IP.
+    This(u64),
+}
+
+fn choose_public(state: &State, public: &Input, family: Family, location: &Location) -> ApiResult<Wish> {
+    let (enable, name) = match family {
+        Family::V4 => ("enable_ipv4", "ipv4"),
+        Family::V6 => ("enable_ipv6", "ipv6"),
+    };
+    let enabled = public.flag(enable)?.unwrap_or(true);
+    match public.number(name)? {
+        Some(_) if !enabled => Err(ApiError::field(name, format!("must not be given when {enable} is false"))),
+        Some(id) => state.check_primary_ip(name, id, family, location).map(|()| Wish::This(id)),
+        None if enabled => Ok(Wish::New),
+        None => Ok(Wish::None),
+    }
+}
+
+fn choose_firewalls(state: &State, input: &Input, public: bool) -> ApiResult<Vec<u64>> {
+    let mut ids = Vec::new();
+    for item in input.objects("firewalls")? {
+        let id = item.required_number("firewall")?;
+        if !state.firewalls.contains_key(&id) {
+            return Err(ApiError::field("firewalls", format!("firewall {id} not found")));
+        }
+        if ids.contains(&id) {
+            return Err(ApiError::field("firewalls", format!("firewall {id} is named twice")));
+        }
+        ids.push(id);
+    }
+    if ids.len() > PER_SERVER_MAX {
+        return Err(ApiError::limit("server_firewall_limit"));
+    }
+    if !ids.is_empty() && !public {
+        return Err(ApiError::new("private_net_only_server", "firewalls need a public interface"));
+    }
+    Ok(ids)
 }
 
 fn choose_keys(state: &State, input: &Input) -> ApiResult<Vec<String>> {
@@ -251,7 +305,11 @@ fn choose_networks(state: &State, input: &Input, location: &Location) -> ApiResu
         let network = state.idle_network(id).map_err(|e| {
             if e.code == "not_found" { ApiError::field("networks", format!("network {id} not found")) } else { e }
         })?;
-        private.push(PrivateIp { network: id, ip: state.choose_address(network, location.network_zone, None, None)? });
+        private.push(PrivateIp {
+            network: id,
+            ip: state.choose_address(network, location.network_zone, None, None)?,
+            alias_ips: Vec::new(),
+        });
     }
     Ok(private)
 }
@@ -280,6 +338,7 @@ async fn perform(cloud: Arc<Cloud>, work: Work) {
         };
     }
     state.finish(work.action, result);
+    cloud.changed();
 }
 
 async fn build(cloud: &Arc<Cloud>, work: &Work) -> Effect {
@@ -292,6 +351,8 @@ async fn build(cloud: &Arc<Cloud>, work: &Work) -> Effect {
         }
         state.progress(work.action, 40);
     }
+    // Before it boots, so that nothing reaches it that should not.
+    cloud.settle_firewalls(Some(id)).await?;
     for (volume, action) in &work.volumes {
         let attached = cloud.effect(cloud.backend.attach_volume(*volume, id)).await;
         let mut state = cloud.state();

@@ -8,6 +8,7 @@ use axum::routing::get;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::cloud::{Cloud, now, time_json};
@@ -17,7 +18,7 @@ use super::label::Labels;
 use super::listing::{Listing, created, no_content, one};
 
 /// A public key that new servers can be given.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SshKey {
     pub id: u64,
     pub name: String,

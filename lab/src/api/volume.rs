@@ -6,6 +6,7 @@ use axum::Router;
 use axum::extract::{Path, State as Shared};
 use axum::routing::{get, post};
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::catalog::{self, Location};
@@ -21,7 +22,7 @@ const SIZES: std::ops::RangeInclusive<u64> = 10..=10240;
 pub const PER_SERVER_MAX: usize = 16;
 
 /// A block volume.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Volume {
     pub id: u64,
     pub name: String,
@@ -95,7 +96,7 @@ async fn read(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiR
     Ok(one("volume", volume.json()))
 }
 
-fn refuse_automount(input: &Input) -> ApiResult<()> {
+pub fn refuse_automount(input: &Input) -> ApiResult<()> {
     match input.flag("automount")? {
         Some(true) => {
             Err(ApiError::unsupported("the lab mounts no volumes: leave automount out and mount it yourself"))

@@ -26,15 +26,32 @@ fn read() -> Option<Value> {
     };
     let mut document: Value = serde_json::from_str(&text).expect("the OpenAPI document is JSON");
     for (schema, field) in GONE {
-        let schema = &mut document["components"]["schemas"][schema];
-        if let Some(properties) = schema["properties"].as_object_mut() {
-            properties.remove(field);
-        }
-        if let Some(required) = schema["required"].as_array_mut() {
-            required.retain(|name| name != field);
-        }
+        without(&mut document["components"]["schemas"][schema], field);
     }
+    change_primary_ips(&mut document);
     Some(document)
+}
+
+fn without(schema: &mut Value, field: &str) {
+    if let Some(properties) = schema["properties"].as_object_mut() {
+        properties.remove(field);
+    }
+    if let Some(required) = schema["required"].as_array_mut() {
+        required.retain(|name| name != field);
+    }
+}
+
+/// Primary IPs are spelled out wherever they occur: they have no data center, and may be nobody's.
+fn change_primary_ips(part: &mut Value) {
+    if let Some(kinds) = part.pointer_mut("/properties/assignee_type/enum").and_then(Value::as_array_mut) {
+        kinds.push(json!("unassigned"));
+        without(part, "datacenter");
+    }
+    match part {
+        Value::Object(fields) => fields.values_mut().for_each(change_primary_ips),
+        Value::Array(items) => items.iter_mut().for_each(change_primary_ips),
+        _ => {}
+    }
 }
 
 /// Fails the test if the answer does not fit the document.

@@ -1,9 +1,12 @@
 //! The emulated API over HTTP, with a fake backend: no machine is booted, no root is needed. Every answer is also held
 //! against the published OpenAPI document where that is to be had.
 
+mod addresses;
 mod client;
+mod disks;
 mod document;
 mod faults;
+mod firewalls;
 mod keys_and_groups;
 mod lists;
 mod metadata;

@@ -1,0 +1,73 @@
+//! What follows from the state and has to be made so in the machine room: the rules that filter each machine's traffic,
+//! and what each load balancer serves. Labels, servers and addresses change both, at any time; so it is not the change
+//! that is handed over but what should be, whenever it differs from what was handed over last.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::cloud::Cloud;
+use super::server::Status;
+use crate::backend::Effect;
+
+/// How often what failed is tried again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// Wakes the upkeep, and lets one of its kind work at a time, so that an older wish never overtakes a younger.
+#[derive(Debug, Default)]
+pub struct Upkeep {
+    changed: Notify,
+    firewalls: tokio::sync::Mutex<()>,
+    pub(super) balancers: tokio::sync::Mutex<()>,
+}
+
+impl Cloud {
+    /// Something may have changed that others depend on.
+    pub fn changed(&self) {
+        self.upkeep.changed.notify_one();
+    }
+
+    /// Follows the changes until the cloud is gone.
+    pub(super) fn keep_up(self: &Arc<Self>) {
+        let cloud = Arc::downgrade(self);
+        tokio::spawn(async move {
+            while let Some(changed) = round(&cloud).await {
+                // Either is fine: the next round looks at everything.
+                let _ = tokio::time::timeout(AGAIN, changed.upkeep.changed.notified()).await;
+            }
+        });
+    }
+
+    /// Makes the rules of one machine, or of all, what they should be. The first failure is returned, the others are
+    /// still tried.
+    pub(super) async fn settle_firewalls(&self, only: Option<u64>) -> Effect {
+        let _turn = self.upkeep.firewalls.lock().await;
+        let due: Vec<_> = {
+            let state = self.state();
+            let there = state.servers.values().filter(|s| s.has_machine && s.status != Status::Deleting);
+            there
+                .filter(|s| only.is_none_or(|id| id == s.id))
+                .map(|s| (s.id, state.wanted_rules(s)))
+                .filter(|(id, wanted)| state.filtering.get(id).cloned().unwrap_or_default() != *wanted)
+                .collect()
+        };
+        let mut result = Ok(());
+        for (id, wanted) in due {
+            let set = self.effect(self.backend.set_firewall(id, wanted.rules.as_deref())).await;
+            if set.is_ok() {
+                self.state().filtering.insert(id, wanted);
+            }
+            result = result.and(set);
+        }
+        result
+    }
+}
+
+/// One round; returns the cloud if it is still there.
+async fn round(cloud: &Weak<Cloud>) -> Option<Arc<Cloud>> {
+    let cloud = cloud.upgrade()?;
+    // What fails is tried again in the next round, and told by the firewall's status or the load balancer's health.
+    let _ = cloud.settle_firewalls(None).await;
+    Some(cloud)
+}
