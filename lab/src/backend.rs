@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 /// What a machine is made of. Ids are the API's.
 #[derive(Debug, Clone)]
@@ -37,7 +38,7 @@ pub struct Metadata {
 }
 
 /// One rule of the firewalls of a machine. Directions as the machine sees them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FirewallRule {
     pub direction: Direction,
     pub protocol: Protocol,
@@ -47,13 +48,15 @@ pub struct FirewallRule {
     pub networks: Vec<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Direction {
     In,
     Out,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Protocol {
     Tcp,
     Udp,
@@ -63,7 +66,7 @@ pub enum Protocol {
 }
 
 /// A load balancer as it should be; setting it again replaces all of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BalancerSpec {
     pub id: u64,
     pub public_ipv4: Option<Ipv4Addr>,
@@ -78,7 +81,7 @@ pub struct BalancerSpec {
     pub targets: Vec<IpAddr>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BalancerService {
     pub kind: BalancerKind,
     pub listen_port: u16,
@@ -88,7 +91,8 @@ pub struct BalancerService {
     pub health_check: HealthCheck,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum BalancerKind {
     Tcp,
     /// With `certificates` (PEM: chain, then key) it ends TLS.
@@ -100,13 +104,13 @@ pub enum BalancerKind {
     },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StickyCookie {
     pub name: String,
     pub lifetime_seconds: u32,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthCheck {
     pub port: u16,
     pub interval_seconds: u32,
@@ -115,7 +119,7 @@ pub struct HealthCheck {
     pub http: Option<HttpCheck>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HttpCheck {
     pub domain: Option<String>,
     pub path: String,
@@ -126,7 +130,7 @@ pub struct HttpCheck {
 }
 
 /// What the checks saw last: by listen port and target. `None`: not checked yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetHealth {
     pub listen_port: u16,
     pub target: IpAddr,
@@ -134,7 +138,7 @@ pub struct TargetHealth {
 }
 
 /// What a machine or a load balancer did since it started; the API makes rates of two samples.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counters {
     /// Processor time of all cores.
     pub cpu_seconds: f64,

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Attempt, LabError};
 
 mod devices;
+mod usage;
 
 /// The top of all labs' groups.
 const TOP: &str = "hk-dr-lab";

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{self, Provider};
+use crate::backend::Backend;
 use crate::error::{Attempt, LabError};
 use crate::machine::Machines;
 use crate::options::{LabInfo, Launch, labs_dir};
 use crate::registry::Registry;
-use crate::{fabric, objectstore, outer};
+use crate::{entrance, fabric, objectstore, outer};
 
 /// What the emulator gets from the guardian.
 pub(crate) struct Inheritance {
@@ -71,7 +72,9 @@ async fn serve(inheritance: Inheritance) -> Result<(), LabError> {
     store.start().await?;
     objectstore::publish(s3)?;
     let (machines, mut events) = Machines::new(&launch.name, &launch.golden, &launch.disks, Registry::at(registry)?)?;
-    let provider = Provider::new(Arc::new(machines), api::Options::new(info.token.clone()));
+    let machines = Arc::new(machines);
+    entrance::open(&dir, Arc::clone(&machines) as Arc<dyn Backend>)?;
+    let provider = Provider::new(machines, api::Options::new(info.token.clone()));
     let told = Arc::clone(&provider);
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {

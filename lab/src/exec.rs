@@ -74,7 +74,7 @@ fn wait(child: Pid) -> Result<i32, LabError> {
 }
 
 fn go_outside(info: &LabInfo, place: &str, run: &mut Command) -> Result<(), LabError> {
-    if !fabric::PLACES.iter().any(|(name, _)| *name == place) {
+    if !fabric::PLACES.iter().any(|(name, ..)| *name == place) {
         return Err(LabError::new(format!("{place:?} is no place of the lab")).hint("use operator or internet"));
     }
     let here = std::env::current_dir().ok();

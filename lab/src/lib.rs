@@ -8,6 +8,7 @@ pub mod backend;
 mod cgroup;
 pub mod control;
 mod daemon;
+mod entrance;
 mod error;
 pub mod exec;
 mod fabric;

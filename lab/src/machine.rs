@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -15,7 +14,8 @@ use tokio::sync::{mpsc, watch};
 use crate::backend::{Effect, MachineEvent, MachineSpec, Metadata};
 use crate::cgroup::{Cgroups, Group, Limits};
 use crate::error::{Attempt, LabError};
-use crate::fabric::{self, Cable};
+use crate::fabric::wiring::Wiring;
+use crate::fabric::{self, firewall};
 use crate::nspawn;
 use crate::registry::{Registry, Resident};
 use crate::volume::{self, LoopDevice};
@@ -30,8 +30,6 @@ const GONE_DEADLINE: Duration = Duration::from_secs(20);
 const POWER_OFF_SIGNAL: i32 = 34 + 4;
 /// sda is the root disk.
 const LETTERS: std::ops::RangeInclusive<char> = 'b'..='z';
-/// Private interfaces count from here, as at Hetzner.
-const FIRST_PRIVATE_INTERFACE: u32 = 10;
 
 /// The machines of one lab, for use inside its outer namespace.
 #[derive(Clone)]
@@ -45,8 +43,7 @@ struct Lab {
     cgroups: Cgroups,
     registry: Registry,
     machines: Mutex<HashMap<u64, Arc<tokio::sync::Mutex<Machine>>>>,
-    /// Gateways of the private networks.
-    networks: Mutex<HashMap<u64, Ipv4Addr>>,
+    wiring: Arc<Wiring>,
     events: mpsc::Sender<MachineEvent>,
 }
 
@@ -56,8 +53,6 @@ struct Machine {
     group: Group,
     running: Option<Running>,
     volumes: BTreeMap<u64, Plugged>,
-    /// Private interfaces by network.
-    interfaces: BTreeMap<u64, Interface>,
     /// In use while the machine runs.
     disk: Option<disk::Disk>,
     /// What boots next instead of the disk.
@@ -71,12 +66,6 @@ struct Running {
     nspawn: i32,
     leader: i32,
     ended: watch::Receiver<bool>,
-}
-
-/// A private interface: `ens<number>`.
-struct Interface {
-    number: u32,
-    address: Ipv4Addr,
 }
 
 /// A volume in a machine. The device exists while the machine runs.
@@ -114,7 +103,7 @@ impl Machines {
             cgroups: Cgroups::of(lab)?,
             registry,
             machines: Mutex::default(),
-            networks: Mutex::default(),
+            wiring: Arc::default(),
             events,
         };
         Ok((Self { lab: Arc::new(lab) }, receiver))
@@ -189,11 +178,11 @@ impl Lab {
         equipped
     }
 
-    /// Puts the disk, or a rescue system, in place: the root to boot, and (here, in the machine) what else is to be seen.
+    /// Lays the network and puts the disk, or a rescue system, in place: the root to boot, and (here, in the machine) what else is to be seen.
     async fn prepare(&self, machine: &mut Machine) -> Result<(PathBuf, Vec<(PathBuf, &'static str)>), LabError> {
-        let disk = disk::Disk::mount(&machine.dir).await?;
-        disk.fill(machine.full)?;
-        machine.disk = Some(disk);
+        let (disk, wired) = tokio::join!(disk::Disk::mount(&machine.dir), self.wiring.plug_in(machine.spec.id));
+        machine.disk.insert(disk?).fill(machine.full)?;
+        wired?;
         let files = disk::Files(&machine.dir);
         if let Some(access) = machine.rescue.take() {
             let root = rescue::build(&machine.dir, &self.golden, &machine.spec.name, &access).await?;
@@ -241,6 +230,8 @@ impl Lab {
     /// Ends a boot by force, as when the power goes, and waits until nothing of it is left.
     async fn cut_power(&self, machine: &mut Machine) -> Result<(), LabError> {
         let Some(mut running) = machine.running.take() else { return Ok(()) };
+        // First of all: connections must not be closed by what dies now, they just end.
+        self.wiring.pull_out(machine.spec.id).await?;
         let processes = machine.group.processes();
         for plugged in machine.volumes.values().filter_map(|p| p.device.as_ref()) {
             volume::cut_off(&processes, plugged.major, plugged.minor);
@@ -259,8 +250,9 @@ impl Lab {
         self.settle(machine).await
     }
 
-    /// After the end of a boot: devices and groups as before the first.
+    /// After the end of a boot: network, devices and groups as before the first.
     async fn settle(&self, machine: &mut Machine) -> Result<(), LabError> {
+        self.wiring.pull_out(machine.spec.id).await?;
         for plugged in machine.volumes.values_mut() {
             if let Some(device) = plugged.device.take() {
                 machine.group.deny_device(device.major, device.minor)?;
@@ -286,8 +278,8 @@ impl Lab {
 
     /// Removes disk, interfaces and groups of a machine that is off.
     async fn erase(&self, machine: &Machine) -> Result<(), LabError> {
-        let networks: Vec<u64> = machine.interfaces.keys().copied().collect();
-        fabric::unplug_machine(machine.spec.id, &networks).await?;
+        self.wiring.remove(machine.spec.id).await?;
+        firewall::set(machine.spec.id, None).await?;
         self.registry.remove(machine.spec.id)?;
         let (group, dir) = (machine.group.clone(), machine.dir.clone());
         blocking(move || {
@@ -305,11 +297,6 @@ impl Machine {
             .into_iter()
             .find(|l| !taken.contains(l))
             .ok_or_else(|| LabError::new(format!("machine {} has no letter left for a volume", self.spec.id)))
-    }
-
-    fn free_interface(&self) -> u32 {
-        let taken: Vec<u32> = self.interfaces.values().map(|i| i.number).collect();
-        (FIRST_PRIVATE_INTERFACE..).find(|n| !taken.contains(n)).unwrap_or(FIRST_PRIVATE_INTERFACE)
     }
 
     /// Tells the machine's first boot unit that its disks are plugged in.

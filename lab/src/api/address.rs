@@ -19,6 +19,11 @@ impl Range {
     /// TEST-NET-3: addresses that belong to nobody.
     pub const PUBLIC: Range = Range { base: 0xcb00_7100, prefix: 24 };
 
+    /// The range that is one address.
+    pub fn host(address: Ipv4Addr) -> Self {
+        Self { base: address.to_bits(), prefix: 32 }
+    }
+
     fn mask(prefix: u8) -> u32 {
         u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0)
     }

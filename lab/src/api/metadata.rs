@@ -64,7 +64,8 @@ fn find(provider: &Provider, peer: SocketAddr) -> Result<(Arc<Cloud>, Server), N
         })
     };
     by(&|s| s.public_ipv4.is_some_and(|p| p.ip == address))
-        // A machine without a public address asks from a private one.
+        // One without a public IPv4 address asks from an address that the lab makes from its id, or from a private one.
+        .or_else(|| by(&|s| s.public_ipv4.is_none() && crate::fabric::link_local(s.id) == address))
         .or_else(|| by(&|s| s.private.iter().any(|p| p.ip == address)))
         .ok_or(NotFound)
 }

@@ -170,8 +170,10 @@ impl Network {
     pub fn fit_route(&self, input: &Input) -> ApiResult<Route> {
         let destination = range(input, "destination")?.ok_or_else(|| ApiError::field("destination", "is required"))?;
         let gateway = input.address("gateway")?.ok_or_else(|| ApiError::field("gateway", "is required"))?;
-        if destination.overlaps(&self.range) || destination.has(PUBLIC_GATEWAY) && destination.prefix() > 0 {
-            return Err(ApiError::field("destination", "overlaps the network or a reserved range"));
+        // "Everything" is the way out through a NAT gateway: it overlaps all and may.
+        let taken = |range: &Range| destination.prefix() > 0 && destination.overlaps(range);
+        if self.subnets.iter().any(|s| taken(&s.range)) || taken(&Range::host(PUBLIC_GATEWAY)) {
+            return Err(ApiError::field("destination", "overlaps a subnet or a reserved range"));
         }
         if !self.range.has(gateway) || gateway == self.range.gateway() {
             return Err(ApiError::field("gateway", "must be an address inside the network, other than its first"));
@@ -179,8 +181,9 @@ impl Network {
         if self.routes.len() >= network_action::ROUTES_MAX {
             return Err(ApiError::limit("network_route_limit"));
         }
-        if self.routes.iter().any(|r| r.destination == destination) {
-            return Err(ApiError::field("destination", format!("there is a route to {destination} already")));
+        let same = |r: &&Route| r.destination == destination || r.destination.prefix() > 0 && taken(&r.destination);
+        if let Some(route) = self.routes.iter().find(same) {
+            return Err(ApiError::field("destination", format!("overlaps the route to {}", route.destination)));
         }
         Ok(Route { destination, gateway })
     }

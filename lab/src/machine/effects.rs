@@ -1,8 +1,11 @@
 use async_trait::async_trait;
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use super::disk::Origin;
 use super::*;
-use crate::backend::{Backend, Metadata};
+use crate::backend::{Backend, Counters, FirewallRule, Metadata};
+use crate::fabric::counters;
 use crate::run;
 
 #[async_trait]
@@ -140,57 +143,59 @@ impl Backend for Machines {
     }
 
     async fn create_network(&self, id: u64, range: &str) -> Effect {
-        let gateway = first_address(range)?;
-        fabric::create_network(id).await?;
-        lock(&self.lab.networks).insert(id, gateway);
-        Ok(())
+        Ok(self.lab.wiring.create_network(id, range).await?)
     }
 
     async fn delete_network(&self, id: u64) -> Effect {
-        fabric::delete_network(id)?;
-        lock(&self.lab.networks).remove(&id);
-        Ok(())
+        Ok(self.lab.wiring.delete_network(id).await?)
     }
 
     async fn attach_network(&self, machine: u64, network: u64, address: Ipv4Addr, range: &str) -> Effect {
-        let gateway = lock(&self.lab.networks).get(&network).copied();
-        let gateway = gateway.ok_or_else(|| LabError::new(format!("there is no network {network}")))?;
-        let held = self.lab.machine(machine)?;
-        let mut held = held.lock().await;
-        let number = held.free_interface();
-        fabric::plug_private(&Cable {
-            machine,
-            network,
-            interface: format!("ens{number}"),
-            address,
-            range: range.to_owned(),
-            gateway,
-        })
-        .await?;
-        held.interfaces.insert(network, Interface { number, address });
-        Ok(())
+        Ok(self.lab.wiring.attach(machine, network, address, range).await?)
     }
 
     async fn detach_network(&self, machine: u64, network: u64) -> Effect {
-        let held = self.lab.machine(machine)?;
-        let mut held = held.lock().await;
-        fabric::unplug_private(machine, network).await?;
-        held.interfaces.remove(&network);
-        Ok(())
+        Ok(self.lab.wiring.detach(machine, network).await?)
     }
 
     async fn set_routes(&self, network: u64, routes: &[(String, Ipv4Addr)]) -> Effect {
-        let all: Vec<(u64, _)> =
-            lock(&self.lab.machines).iter().map(|(id, machine)| (*id, Arc::clone(machine))).collect();
-        let mut addresses = HashMap::new();
-        for (id, machine) in all {
-            if let Some(interface) = machine.lock().await.interfaces.get(&network) {
-                addresses.insert(interface.address, id);
-            }
-        }
-        // A route to an address that no machine has leads nowhere, as at Hetzner.
-        let routes = routes.iter().filter_map(|(range, via)| Some((range.clone(), *via, *addresses.get(via)?)));
-        Ok(fabric::set_routes(network, &routes.collect::<Vec<_>>()).await?)
+        Ok(self.lab.wiring.set_routes(network, routes).await?)
+    }
+
+    async fn set_alias_ips(&self, machine: u64, network: u64, aliases: &[Ipv4Addr]) -> Effect {
+        Ok(self.lab.wiring.set_aliases(machine, network, aliases).await?)
+    }
+
+    async fn set_public_addresses(&self, machine: u64, ipv4: Option<Ipv4Addr>, ipv6: Option<Ipv6Addr>) -> Effect {
+        let held = self.lab.machine(machine)?;
+        let mut held = held.lock().await;
+        (held.spec.public_ipv4, held.spec.public_ipv6) = (ipv4, ipv6);
+        Ok(self.lab.wiring.set_public(machine, ipv4, ipv6).await?)
+    }
+
+    async fn route_floating_ip(&self, address: IpAddr, machine: Option<u64>) -> Effect {
+        Ok(self.lab.wiring.route_floating(address, machine).await?)
+    }
+
+    async fn set_firewall(&self, machine: u64, rules: Option<&[FirewallRule]>) -> Effect {
+        Ok(firewall::set(machine, rules).await?)
+    }
+
+    async fn machine_counters(&self, machine: u64) -> Effect<Counters> {
+        let group = self.lab.machine(machine)?.lock().await.group.clone();
+        let (used, traffic) = blocking(move || Ok((group.usage(), counters::of(machine)?))).await?;
+        Ok(Counters {
+            cpu_seconds: used.cpu_seconds,
+            disk_read_bytes: used.read_bytes,
+            disk_written_bytes: used.written_bytes,
+            disk_reads: used.reads,
+            disk_writes: used.writes,
+            network_in_bytes: traffic.in_bytes,
+            network_out_bytes: traffic.out_bytes,
+            network_in_packets: traffic.in_packets,
+            network_out_packets: traffic.out_packets,
+            ..Counters::default()
+        })
     }
 
     async fn create_image(&self, image: u64, machine: u64) -> Effect<f64> {
@@ -265,14 +270,13 @@ impl Lab {
         let limits = Limits { memory_bytes: spec.memory_mb << 20, cores: spec.cores };
         let cgroups = self.cgroups.clone();
         let group = blocking(move || cgroups.create(id, limits)).await?;
-        fabric::plug_machine(id, spec.public_ipv4).await?;
+        self.wiring.add(id, spec.public_ipv4, spec.public_ipv6).await;
         let machine = Machine {
             spec: spec.clone(),
             dir: self.home(id),
             group,
             running: None,
             volumes: BTreeMap::new(),
-            interfaces: BTreeMap::new(),
             disk: None,
             rescue: None,
             full: false,
@@ -281,11 +285,4 @@ impl Lab {
         lock(&self.machines).insert(id, Arc::new(tokio::sync::Mutex::new(machine)));
         Ok(())
     }
-}
-
-/// The first usable address of a range, its gateway.
-fn first_address(range: &str) -> Result<Ipv4Addr, LabError> {
-    let address = range.split('/').next().and_then(|a| a.parse::<Ipv4Addr>().ok());
-    let address = address.ok_or_else(|| LabError::new(format!("{range} is no IPv4 range")))?;
-    Ok(Ipv4Addr::from_bits(address.to_bits().saturating_add(1)))
 }

@@ -107,7 +107,7 @@ async fn subnets_and_routes_must_fit() {
     let body = json!({"destination": "10.244.1.0/24", "gateway": "10.0.0.11"});
     lab.done(lab.post(&route, body.clone()).await).await;
     assert_eq!(lab.post(&route, body).await.wrong_field(), "destination");
-    let inside = json!({"destination": "10.0.3.0/24", "gateway": "10.0.0.11"});
+    let inside = json!({"destination": "10.0.0.128/25", "gateway": "10.0.0.11"});
     assert_eq!(lab.post(&route, inside).await.wrong_field(), "destination");
     let outside = json!({"destination": "10.244.2.0/24", "gateway": "10.9.0.11"});
     assert_eq!(lab.post(&route, outside).await.wrong_field(), "gateway");
