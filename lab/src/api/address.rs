@@ -137,6 +137,10 @@ impl Pool {
         Self { range, free, taken: BTreeSet::new() }
     }
 
+    pub fn range(&self) -> Range {
+        self.range
+    }
+
     pub fn take(&mut self) -> Option<Ipv4Addr> {
         let address = self.free.pop_front()?;
         self.taken.insert(address);

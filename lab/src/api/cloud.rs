@@ -11,8 +11,10 @@ use serde_json::{Value, json};
 
 use super::action::Action;
 use super::address::Range;
+use super::balancer::LoadBalancer;
+use super::certificate::Certificate;
 use super::error::{ApiError, ApiResult};
-use super::firewall::{Effective, Firewall};
+use super::firewall::Firewall;
 use super::floating_ip::FloatingIp;
 use super::gate::{Bucket, RateLimit};
 use super::image::Image;
@@ -22,7 +24,7 @@ use super::primary_ip::PrimaryIp;
 use super::provider::Common;
 use super::server::{Server, Status};
 use super::ssh_key::SshKey;
-use super::upkeep::Upkeep;
+use super::upkeep::{Made, Upkeep};
 use super::volume::Volume;
 use crate::backend::{Backend, BackendError, Effect, MachineEvent};
 
@@ -113,7 +115,9 @@ impl Cloud {
             primary_ips: BTreeMap::new(),
             floating_ips: BTreeMap::new(),
             firewalls: BTreeMap::new(),
-            filtering: BTreeMap::new(),
+            load_balancers: BTreeMap::new(),
+            certificates: BTreeMap::new(),
+            made: Mutex::default(),
             actions: BTreeMap::new(),
         };
         let bucket = Mutex::new(Bucket::new(options.rate_limit));
@@ -250,8 +254,10 @@ pub struct State {
     pub primary_ips: BTreeMap<u64, PrimaryIp>,
     pub floating_ips: BTreeMap<u64, FloatingIp>,
     pub firewalls: BTreeMap<u64, Firewall>,
-    /// What filters each machine's traffic now. Not to be kept: it ends with the machine room.
-    pub filtering: BTreeMap<u64, Effective>,
+    pub load_balancers: BTreeMap<u64, LoadBalancer>,
+    pub certificates: BTreeMap<u64, Certificate>,
+    /// What the machine room was made to do and what it told. Not to be kept: it ends with the machine room.
+    made: Mutex<Made>,
     pub actions: BTreeMap<u64, Action>,
 }
 
@@ -295,8 +301,15 @@ impl State {
             "firewall" => self.firewalls.contains_key(&id),
             "floating_ip" => self.floating_ips.contains_key(&id),
             "primary_ip" => self.primary_ips.contains_key(&id),
+            "load_balancer" => self.load_balancers.contains_key(&id),
+            "certificate" => self.certificates.contains_key(&id),
             _ => false,
         }
+    }
+
+    /// What the machine room was made to do and what it told. Its lock is the last to be taken.
+    pub fn made(&self) -> MutexGuard<'_, Made> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a running action holds the resource.

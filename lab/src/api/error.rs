@@ -84,6 +84,7 @@ impl ApiError {
             "locked" | "protected" => StatusCode::LOCKED,
             "rate_limit_exceeded" => StatusCode::TOO_MANY_REQUESTS,
             "server_error" => StatusCode::INTERNAL_SERVER_ERROR,
+            "not_implemented" => StatusCode::NOT_IMPLEMENTED,
             "bad_gateway" => StatusCode::BAD_GATEWAY,
             "service_error" | "maintenance" | "unavailable" => StatusCode::SERVICE_UNAVAILABLE,
             "timeout" => StatusCode::GATEWAY_TIMEOUT,

@@ -238,8 +238,8 @@ impl State {
 
     /// The firewalls of a server as its JSON tells them.
     pub fn firewalls_json(&self, server: &Server) -> Vec<Value> {
-        let (wanted, filtering) = (self.wanted_rules(server), self.filtering.get(&server.id));
-        let applied = filtering == Some(&wanted);
+        let wanted = self.wanted_rules(server);
+        let applied = self.made().filtering.get(&server.id) == Some(&wanted);
         let status = if applied { "applied" } else { "pending" };
         wanted.firewalls.iter().map(|id| json!({"id": id, "status": status})).collect()
     }

@@ -3,9 +3,16 @@
 //! Handlers decide under one lock (`Cloud`), start effects of the [`Backend`](crate::backend::Backend) as actions, and
 //! answer at once, as the real cloud does. Whatever the lab lacks is refused with `unsupported_error`, never half done.
 
+mod absent;
 mod action;
 mod address;
+mod balancer;
+mod balancer_action;
+mod balancer_service;
+mod balancer_target;
+mod balancer_type;
 mod catalog;
+mod certificate;
 mod cloud;
 mod error;
 mod fake;
@@ -19,9 +26,11 @@ mod input;
 mod label;
 mod listing;
 mod metadata;
+mod metrics;
 mod network;
 mod network_action;
 mod placement_group;
+mod pricing;
 mod primary_ip;
 mod provider;
 mod rdns;
@@ -64,13 +73,18 @@ pub fn router(provider: Arc<Provider>) -> Router {
 /// What one project's tokens reach.
 fn project_router(cloud: Arc<Cloud>) -> Router {
     let v1 = Router::new()
+        .merge(absent::routes())
         .merge(action::routes())
+        .merge(balancer::routes())
+        .merge(balancer_type::routes())
         .merge(catalog::routes())
+        .merge(certificate::routes())
         .merge(firewall::routes())
         .merge(floating_ip::routes())
         .merge(image::routes())
         .merge(network::routes())
         .merge(placement_group::routes())
+        .merge(pricing::routes())
         .merge(primary_ip::routes())
         .merge(server::routes())
         .merge(ssh_key::routes())

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::address::Range;
+use super::balancer::LoadBalancer;
 use super::catalog;
 use super::cloud::{Cloud, State, now, time_json};
 use super::error::{ApiError, ApiResult};
@@ -73,7 +74,8 @@ impl State {
             .collect();
         json!({
             "id": network.id, "name": network.name, "ip_range": network.range.to_string(), "subnets": subnets,
-            "routes": routes, "servers": self.attached_servers(network.id), "load_balancers": [],
+            "routes": routes, "servers": self.attached_servers(network.id),
+            "load_balancers": self.attached_balancers(network.id),
             "protection": {"delete": network.protected}, "labels": network.labels,
             "created": time_json(network.created), "expose_routes_to_vswitch": network.expose_routes_to_vswitch,
         })
@@ -81,6 +83,11 @@ impl State {
 
     pub fn attached_servers(&self, network: u64) -> Vec<u64> {
         self.servers.values().filter(|s| s.private.iter().any(|p| p.network == network)).map(|s| s.id).collect()
+    }
+
+    fn attached_balancers(&self, network: u64) -> Vec<u64> {
+        let attached = |b: &&LoadBalancer| b.private.is_some_and(|(id, _)| id == network);
+        self.load_balancers.values().filter(attached).map(|b| b.tag.id).collect()
     }
 
     /// Chooses or checks the address of a server of this zone in the network.
@@ -108,6 +115,7 @@ impl State {
                 .flat_map(|s| &s.private)
                 .any(|p| p.network == network.id && (p.ip == a || p.alias_ips.contains(&a)))
         };
+        let taken = |a: Ipv4Addr| taken(a) || self.load_balancers.values().any(|b| b.private == Some((network.id, a)));
         let usable = |a: Ipv4Addr| a != network.range.gateway() && a != PUBLIC_GATEWAY && !taken(a);
         match wanted {
             Some(ip) => {
@@ -310,11 +318,20 @@ async fn remove(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> Ap
         for server in &servers {
             state.idle_server(*server)?;
         }
+        // They lose what they reach through it.
+        for balancer in state.attached_balancers(id) {
+            state.idle_balancer(balancer)?;
+            if let Some(balancer) = state.load_balancers.get_mut(&balancer) {
+                balancer.private = None;
+                balancer.targets.retain(|t| !t.use_private_ip);
+            }
+        }
         let mut locked = vec![("network", id)];
         locked.extend(servers.iter().map(|s| ("server", *s)));
         let action = state.begin("delete_network", &locked);
-        let backend = Arc::clone(&cloud.backend);
+        let (backend, runner) = (Arc::clone(&cloud.backend), Arc::clone(&cloud));
         let effect = async move {
+            runner.settle_balancers(None).await?;
             try_join_all(servers.iter().map(|s| backend.detach_network(*s, id))).await?;
             backend.delete_network(id).await
         };

@@ -10,14 +10,16 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::balancer_target::{Target, What};
 use super::catalog::{self, Location, ServerType};
 use super::cloud::{Cloud, State, time_json};
 use super::error::{ApiError, ApiResult};
-use super::firewall::Applied;
+use super::firewall::{Applied, selects};
 use super::image::Image;
 use super::input::{Input, path_id};
 use super::label::{self, Labels};
 use super::listing::{Listing, one};
+use super::metrics;
 use super::rdns::Reverse;
 use super::{server_action, server_create, server_disk};
 use crate::backend::MachineSpec;
@@ -135,10 +137,20 @@ impl State {
             "locked": self.is_locked("server", server.id), "backup_window": server.backup_window, "outgoing_traffic": 0,
             "ingoing_traffic": 0, "included_traffic": catalog::included_traffic(server.location),
             "protection": {"delete": server.protected, "rebuild": server.protected}, "labels": server.labels,
-            "volumes": self.attached_volumes(server.id), "load_balancers": [],
+            "volumes": self.attached_volumes(server.id), "load_balancers": self.balancers_of(server),
             "primary_disk_size": server.disk_gb,
             "placement_group": server.placement_group.map(|g| self.placement_group_json(g)),
         })
+    }
+
+    /// The load balancers that have a server as target.
+    fn balancers_of(&self, server: &Server) -> Vec<u64> {
+        let targets = |t: &Target| match &t.what {
+            What::Server(id) => *id == server.id,
+            What::Selector(text) => selects(text, server),
+            What::Ip(_) => false,
+        };
+        self.load_balancers.values().filter(|b| b.targets.iter().any(targets)).map(|b| b.tag.id).collect()
     }
 
     /// The addresses of a server and their names.
@@ -214,6 +226,7 @@ pub fn routes() -> Router<Arc<Cloud>> {
         .route("/servers/{id}/actions/attach_iso", post(server_action::attach_iso))
         .route("/servers/{id}/actions/detach_iso", post(server_action::detach_iso))
         .route("/servers/{id}/actions/request_console", post(server_action::request_console))
+        .route("/servers/{id}/metrics", get(metrics::of_server))
         .route("/servers/{id}/actions/rebuild", post(server_disk::rebuild))
         .route("/servers/{id}/actions/create_image", post(server_disk::create_image))
         .route("/servers/{id}/actions/change_type", post(server_disk::change_type))
@@ -308,9 +321,12 @@ impl State {
     fn forget_server(&mut self, id: u64) {
         self.release_primary_ips(id);
         self.servers.remove(&id);
-        self.filtering.remove(&id);
+        self.made().forget_server(id);
         for firewall in self.firewalls.values_mut() {
             firewall.applied_to.retain(|a| *a != Applied::Server(id));
+        }
+        for balancer in self.load_balancers.values_mut() {
+            balancer.targets.retain(|t| t.what != What::Server(id));
         }
         for volume in self.volumes.values_mut().filter(|v| v.server == Some(id)) {
             volume.server = None;

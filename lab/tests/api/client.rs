@@ -1,5 +1,7 @@
 //! A plain client and the fake cloud it talks to.
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use hk_lab::api::{Options, Served, serve_fake, serve_fake_with};
@@ -22,6 +24,8 @@ pub struct Lab {
     pub http: reqwest::Client,
     /// Whom requests come from.
     pub token: String,
+    /// Operations that answered with success, by name.
+    used: Mutex<BTreeSet<String>>,
 }
 
 /// An answer.
@@ -71,7 +75,7 @@ impl Lab {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let token = served.token.clone();
-        Self { served, http, token }
+        Self { served, http, token, used: Mutex::default() }
     }
 
     pub async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
@@ -87,7 +91,17 @@ impl Lab {
         let body =
             if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap_or(Value::String(text)) };
         document::check(method.as_str(), path, status, &body);
+        if (200..300).contains(&status)
+            && let Some(name) = document::name(method.as_str(), path)
+        {
+            self.used.lock().unwrap().insert(name);
+        }
         Answer { status, headers, body }
+    }
+
+    /// The operations that answered with success so far.
+    pub fn used(&self) -> BTreeSet<String> {
+        self.used.lock().unwrap().clone()
     }
 
     /// The same lab with another token.
@@ -116,6 +130,9 @@ impl Lab {
         let body = answer.ok();
         let mut ids: Vec<u64> = body["action"]["id"].as_u64().into_iter().collect();
         ids.extend(body["next_actions"].as_array().into_iter().flatten().filter_map(|a| a["id"].as_u64()));
+        if ids.is_empty() {
+            return (body, Vec::new());
+        }
         let query: Vec<String> = ids.iter().map(|id| format!("id={id}")).collect();
         let deadline = Instant::now() + ACTION_DEADLINE;
         loop {

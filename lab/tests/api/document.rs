@@ -87,15 +87,24 @@ fn problems(document: &Value, method: &str, path: &str, status: u16, body: &Valu
     problems
 }
 
+/// The name of a path's operation, such as `GET /servers/{id}`.
+pub fn name(method: &str, path: &str) -> Option<String> {
+    let path = path.split('?').next().unwrap_or(path);
+    template(load()?, path).map(|template| format!("{method} {template}"))
+}
+
 /// The operation for a path: one spelled out goes before one with parameters.
 fn operation<'a>(document: &'a Value, method: &str, path: &str) -> Option<&'a Value> {
+    document["paths"][template(document, path)?].get(method.to_ascii_lowercase())
+}
+
+fn template<'a>(document: &'a Value, path: &str) -> Option<&'a str> {
     let fits = |template: &str| {
         let (a, b): (Vec<&str>, Vec<&str>) = (template.split('/').collect(), path.split('/').collect());
         a.len() == b.len() && a.iter().zip(&b).all(|(t, p)| t == p || t.starts_with('{'))
     };
     let paths = document["paths"].as_object()?;
-    let best = paths.iter().filter(|(t, _)| fits(t)).min_by_key(|(t, _)| t.matches('{').count())?.1;
-    best.get(method.to_ascii_lowercase())
+    paths.keys().filter(|t| fits(t)).min_by_key(|t| t.matches('{').count()).map(String::as_str)
 }
 
 /// The subset of JSON Schema that the document uses. Fields it does not know are a problem too: most likely a typo.

@@ -2,7 +2,9 @@
 //! against the published OpenAPI document where that is to be had.
 
 mod addresses;
+mod balancers;
 mod client;
+mod coverage;
 mod disks;
 mod document;
 mod faults;
