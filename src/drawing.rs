@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::distribution::server_name;
 use crate::distribution::upstream::{Role, config_digest, needed};
 use crate::observe::{Depth, observe};
-use crate::plan::{Basis, Inventory, LINEAGE_LABEL, Plan, PlanError, RebuildChoice, plan_build, plan_rebuild};
+use crate::plan::{
+    Basis, Inventory, LINEAGE_LABEL, Plan, PlanError, RebuildChoice, RunbookChoice, plan_build, plan_rebuild,
+    plan_runbook,
+};
 use crate::ports::{PortError, PortResult};
 use crate::steps::World;
 
@@ -14,6 +17,7 @@ use crate::steps::World;
 pub enum Wanted {
     Build,
     Rebuild(RebuildChoice),
+    Runbook(RunbookChoice),
 }
 
 /// The circumstances of a plan that outlive a re-planning.
@@ -51,11 +55,14 @@ pub async fn draw_plan(
     let inventory = observe(world, depth).await?;
     let pins = pins(world, &inventory).await?;
     let digests = if inventory.secrets_kept { digests(world).await? } else { BTreeMap::new() };
-    let existing = inventory.servers.iter().find_map(|s| s.labels.get(LINEAGE_LABEL).cloned());
+    let servers = inventory.servers.iter().map(|s| &s.labels);
+    // Where no server is left, volumes still tell which life their data is of.
+    let kept = inventory.volumes.iter().map(|v| &v.labels).filter(|l| !l.contains_key("hk-dr/retired"));
+    let existing = servers.chain(kept).find_map(|labels| labels.get(LINEAGE_LABEL).cloned());
     let lineage = match (&course.lineage, wanted) {
         (Some(lineage), _) => lineage.clone(),
-        // A build continues the life that its servers are of.
-        (None, Wanted::Build) => existing.unwrap_or_else(|| plan_id.to_owned()),
+        // A build or a runbook continues the life that its servers are of.
+        (None, Wanted::Build | Wanted::Runbook(_)) => existing.unwrap_or_else(|| plan_id.to_owned()),
         (None, Wanted::Rebuild(_)) => plan_id.to_owned(),
     };
     let basis = Basis {
@@ -73,6 +80,7 @@ pub async fn draw_plan(
     Ok(match wanted {
         Wanted::Build => plan_build(&basis)?,
         Wanted::Rebuild(choice) => plan_rebuild(&basis, choice)?,
+        Wanted::Runbook(choice) => plan_runbook(&basis, choice)?,
     })
 }
 

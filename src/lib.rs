@@ -16,6 +16,7 @@ pub mod config;
 pub mod demo;
 pub mod distribution;
 pub mod drawing;
+pub mod drill;
 pub mod engine;
 pub mod etcd;
 pub mod hetzner;

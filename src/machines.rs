@@ -156,4 +156,19 @@ impl Machines for ShellMachines {
         };
         self.run(host, &format!("starting {}", service.units().join(" and ")), &script, QUICK).await.map(|_| ())
     }
+
+    async fn stop(&self, host: &Host, services: &[Service]) -> PortResult<()> {
+        let units: Vec<&str> = services.iter().flat_map(|s| s.units()).copied().collect();
+        let script = upstream::stop_script(&units);
+        self.run(host, &format!("stopping {}", units.join(", ")), &script, PACKAGES).await.map(|_| ())
+    }
+
+    async fn unmount_etcd_volume(&self, host: &Host) -> PortResult<()> {
+        let script = upstream::unmount_script();
+        self.run(host, "unmounting etcd's volume", &script, QUICK).await.map(|_| ())
+    }
+
+    fn forget(&self, host: &Host) {
+        self.shell.forget(host);
+    }
 }

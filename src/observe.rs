@@ -63,6 +63,8 @@ pub async fn observe(world: &World, depth: Depth) -> PortResult<Inventory> {
         api_ready: BTreeSet::new(),
         ready_nodes: BTreeSet::new(),
         quorum: false,
+        members: Vec::new(),
+        etcd_serving: BTreeSet::new(),
         mirrored,
         secrets_kept: secrets.is_some(),
         snapshots,
@@ -70,7 +72,7 @@ pub async fn observe(world: &World, depth: Depth) -> PortResult<Inventory> {
     if depth == Depth::Machines {
         probe_machines(world, &mut inventory).await;
         if inventory.secrets_kept && !inventory.probes.is_empty() {
-            inventory.quorum = quorum(world, &inventory).await;
+            look_at_etcd(world, &mut inventory).await;
             look_at_kubernetes(world, &mut inventory).await;
         }
     }
@@ -145,23 +147,32 @@ fn endpoints(world: &World, inventory: &Inventory) -> Vec<EtcdEndpoint> {
         .collect()
 }
 
-/// Whether any member serves a read that needs a majority.
-async fn quorum(world: &World, inventory: &Inventory) -> bool {
+/// Which members serve reads that need a majority, and whom the majority counts as members.
+async fn look_at_etcd(world: &World, inventory: &mut Inventory) {
     let running: Vec<EtcdEndpoint> = endpoints(world, inventory)
         .into_iter()
         .filter(|e| inventory.probes.get(&e.host.name).is_some_and(|p| p.active_units.contains("etcd")))
         .collect();
     if running.is_empty() {
-        return false;
+        return;
     }
-    let Ok(etcd) = world.etcd(&running).await else { return false };
-    for member in etcd.members() {
-        let read = tokio::time::timeout(PROBE_WITHIN, etcd.get(&member, b"hk-dr-quorum"));
-        if matches!(read.await, Ok(Ok(_))) {
-            return true;
+    let Ok(etcd) = world.etcd(&running).await else { return };
+    let reads = running.iter().map(|endpoint| {
+        let etcd = &etcd;
+        async move {
+            let read = tokio::time::timeout(PROBE_WITHIN, etcd.get(&endpoint.name, b"hk-dr-quorum"));
+            matches!(read.await, Ok(Ok(_))).then_some(endpoint)
+        }
+    });
+    let serving: Vec<&EtcdEndpoint> = futures::future::join_all(reads).await.into_iter().flatten().collect();
+    inventory.quorum = !serving.is_empty();
+    inventory.etcd_serving = serving.iter().map(|e| e.host.name.clone()).collect();
+    for endpoint in serving {
+        if let Ok(Ok(members)) = tokio::time::timeout(PROBE_WITHIN, etcd.member_list(&endpoint.name)).await {
+            inventory.members = members;
+            return;
         }
     }
-    false
 }
 
 async fn look_at_kubernetes(world: &World, inventory: &mut Inventory) {

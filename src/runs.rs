@@ -75,6 +75,11 @@ impl RunDir {
         self.dir.join("journal.jsonl")
     }
 
+    /// A file of this run.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
     /// The path of the declaration the run was planned from.
     pub fn cluster_yaml(&self) -> PathBuf {
         self.dir.join("cluster.yaml")

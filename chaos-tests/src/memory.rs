@@ -1,6 +1,8 @@
 //! A whole world in memory: machines with services, etcd and the Kubernetes API as far as steps can tell them from real
 //! ones. Every effect has a moment before and a moment after it at which a run can die.
 
+mod dialed;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,35 +12,51 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use hk_dr::config::Cluster;
 use hk_dr::distribution::pki::ClusterSecrets;
+use hk_dr::distribution::upstream::{NODE_FILE, NodeRecord};
 use hk_dr::hetzner::FakeCloud;
 use hk_dr::ports::{
-    Artifacts, Backups, Binary, ByteStream, ClientTls, Clock, Cloud, Collection, Dialer, ErrorCode, Etcd, EtcdEndpoint,
-    EtcdRestore, HashKv, Host, KeyValue, Kube, Machines, Member, MemberStatus, NodeProbe, PortError, PortResult,
-    RecoverySet, RemoteFile, Service, SnapshotInfo, Vault,
+    Artifacts, Backups, Binary, ByteStream, ClientTls, Clock, Cloud, Dialer, ErrorCode, Etcd, EtcdEndpoint,
+    EtcdRestore, Host, Kube, Machines, NodeProbe, PortError, PortResult, RecoverySet, RemoteFile, ServerStatus,
+    Service, SnapshotInfo, Vault,
 };
 use hk_dr::s3::MemoryStore;
 use hk_dr::steps::World;
 use secrecy::SecretString;
-use serde_json::{Value, json};
+use serde_json::Value;
+
+use dialed::{MemoryEtcd, MemoryKube};
 
 /// What one machine is. Machines are told apart by their host key: a recreated server is another machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Machine {
     pub installed: BTreeMap<String, String>,
     pub configured: bool,
+    /// Digest of what it was configured from.
+    pub digest: Option<String>,
     pub mounted: Option<String>,
     /// The restore that filled the data directory; `fresh` if etcd founded a cluster.
     pub data: Option<String>,
     pub services: BTreeSet<Service>,
     /// How often a data directory was made where one was already.
     pub overwritten: u32,
+    /// How often a volume was taken away while it was mounted.
+    pub torn: u32,
 }
+
+/// etcd as its majority knows it: members by id, with name (empty until started) and peer URL.
+pub type Members = BTreeMap<u64, (String, String)>;
 
 #[derive(Default)]
 struct State {
     machines: BTreeMap<String, Machine>,
     nodes: BTreeSet<String>,
     vault: Option<RecoverySet>,
+    /// etcd's data by volume: a machine has it only while the volume is mounted there.
+    volumes: BTreeMap<String, String>,
+    members: Members,
+    last_member: u64,
+    taken: Vec<String>,
+    objects: BTreeMap<String, Value>,
 }
 
 /// The world; clones share one state.
@@ -115,6 +133,21 @@ impl MemoryWorld {
         machines
     }
 
+    /// etcd's membership.
+    pub fn members(&self) -> Members {
+        self.lock().members.clone()
+    }
+
+    /// Snapshots that were taken.
+    pub fn taken(&self) -> Vec<String> {
+        self.lock().taken.clone()
+    }
+
+    /// Objects that were written and not deleted.
+    pub fn objects(&self) -> Vec<String> {
+        self.lock().objects.keys().cloned().collect()
+    }
+
     /// Names of registered Nodes.
     pub fn nodes(&self) -> BTreeSet<String> {
         self.lock().nodes.clone()
@@ -127,13 +160,61 @@ impl MemoryWorld {
     async fn change<T>(&self, host: &Host, how: impl FnOnce(&mut Machine) -> PortResult<T>) -> PortResult<T> {
         moment().await;
         let name = &host.name;
-        let alive = self.cloud.server_by_name(name).await?.is_some_and(|s| s.public_ipv4 == Some(host.address));
-        if !alive {
+        let server = self.cloud.server_by_name(name).await?.filter(|s| s.public_ipv4 == Some(host.address));
+        let Some(server) = server.filter(|s| s.status == ServerStatus::Running) else {
             return Err(PortError::new(ErrorCode::Unreachable, format!("{name} does not answer")));
-        }
-        let result = how(self.lock().machines.entry(host.host_key_sha256.clone()).or_default());
+        };
+        let devices = self.devices(server.id).await?;
+        let result = {
+            let mut state = self.lock();
+            let machine = state.machines.entry(host.host_key_sha256.clone()).or_default();
+            if machine.mounted.as_ref().is_some_and(|mounted| !devices.contains(mounted)) {
+                machine.torn += 1;
+                machine.mounted = None;
+            }
+            let result = how(machine);
+            if let (Some(device), Some(data)) = (machine.mounted.clone(), machine.data.clone()) {
+                state.volumes.insert(device, data);
+            }
+            result
+        };
         moment().await;
         result
+    }
+
+    /// Devices of the volumes that are attached to a server.
+    async fn devices(&self, server: u64) -> PortResult<BTreeSet<String>> {
+        let volumes = self.cloud.volumes("").await?;
+        Ok(volumes.into_iter().filter(|v| v.server == Some(server)).map(|v| v.device).collect())
+    }
+
+    /// Whether a member without data may start here: not where the others know one that has started.
+    fn may_join(&self, server: &str) -> PortResult<()> {
+        let Some((_, url)) = self.member(server) else { return Ok(()) };
+        if self.lock().members.values().any(|(name, there)| *there == url && !name.is_empty()) {
+            let message = format!("etcd on {server}: member has already been bootstrapped");
+            return Err(PortError::new(ErrorCode::Invalid, message));
+        }
+        Ok(())
+    }
+
+    /// A started member has a name. One that was not added founds the cluster.
+    fn joined(&self, server: &str) {
+        let Some((name, url)) = self.member(server) else { return };
+        let mut state = self.lock();
+        if let Some(member) = state.members.values_mut().find(|(_, there)| *there == url) {
+            member.0 = name;
+            return;
+        }
+        state.last_member += 1;
+        let id = state.last_member;
+        state.members.insert(id, (name, url));
+    }
+
+    /// Name and peer URL of the member on a server.
+    fn member(&self, server: &str) -> Option<(String, String)> {
+        let master = self.cluster.masters.iter().find(|m| format!("{}-{}", self.cluster.name, m.name) == server)?;
+        Some((master.name.clone(), format!("https://{}:2380", master.address)))
     }
 
     async fn serves(&self, host: &Host, service: Service) -> bool {
@@ -151,7 +232,7 @@ impl Machines for MemoryWorld {
         self.change(host, |m| {
             let units = m.services.iter().flat_map(|s| s.units()).map(|u| (*u).to_owned());
             Ok(NodeProbe {
-                config_digest: m.configured.then(|| "configured".to_owned()),
+                config_digest: m.digest.clone(),
                 active_units: units.collect(),
                 etcd_data: m.data.is_some(),
             })
@@ -170,9 +251,13 @@ impl Machines for MemoryWorld {
         Ok(())
     }
 
-    async fn configure(&self, host: &Host, _: &[RemoteFile]) -> PortResult<()> {
+    async fn configure(&self, host: &Host, files: &[RemoteFile]) -> PortResult<()> {
+        let record =
+            files.iter().find(|f| f.path == NODE_FILE).map(|f| serde_json::from_slice::<NodeRecord>(&f.content));
+        let digest = record.and_then(Result::ok).map(|r| r.config_digest);
         self.change(host, |m| {
             m.configured = true;
+            m.digest = digest;
             Ok(())
         })
         .await
@@ -183,8 +268,14 @@ impl Machines for MemoryWorld {
     }
 
     async fn mount_etcd_volume(&self, host: &Host, device: &str) -> PortResult<()> {
+        let server = self.cloud.server_by_name(&host.name).await?.map_or(0, |s| s.id);
+        if !self.devices(server).await?.contains(device) {
+            return Err(PortError::new(ErrorCode::Locked, format!("{device} did not appear on {}", host.name)));
+        }
+        let data = self.lock().volumes.get(device).cloned();
         self.change(host, |m| {
             m.mounted = Some(device.to_owned());
+            m.data = data;
             Ok(())
         })
         .await
@@ -217,7 +308,34 @@ impl Machines for MemoryWorld {
         self.change(host, |m| Ok(m.data.as_ref().is_some_and(|d| d.starts_with(&restore.id)))).await
     }
 
+    async fn stop(&self, host: &Host, services: &[Service]) -> PortResult<()> {
+        self.change(host, |m| {
+            m.services.retain(|s| !services.contains(s));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn unmount_etcd_volume(&self, host: &Host) -> PortResult<()> {
+        self.change(host, |m| {
+            if m.services.contains(&Service::Etcd) {
+                return Err(PortError::new(ErrorCode::Locked, "etcd's volume is in use"));
+            }
+            (m.mounted, m.data) = (None, None);
+            Ok(())
+        })
+        .await
+    }
+
+    fn forget(&self, _: &Host) {}
+
     async fn start(&self, host: &Host, service: Service) -> PortResult<()> {
+        if service == Service::Etcd {
+            let has_data = self.change(host, |m| Ok(m.data.is_some())).await?;
+            if !has_data {
+                self.may_join(&host.name)?;
+            }
+        }
         self.change(host, |m| {
             if service == Service::Etcd && m.mounted.is_none() {
                 return Err(PortError::new(ErrorCode::Locked, "etcd's volume is not mounted"));
@@ -229,6 +347,9 @@ impl Machines for MemoryWorld {
             Ok(())
         })
         .await?;
+        if service == Service::Etcd {
+            self.joined(&host.name);
+        }
         if service == Service::Worker {
             self.lock().nodes.insert(host.name.clone());
         }
@@ -267,6 +388,21 @@ impl Backups for MemoryWorld {
     async fn open_recovery_set(&self, _: &str) -> PortResult<RecoverySet> {
         Ok(self.recovery.clone())
     }
+
+    async fn take(&self, etcd: Arc<dyn Etcd>) -> PortResult<String> {
+        for member in etcd.members() {
+            etcd.status(&member).await?;
+        }
+        let mut state = self.lock();
+        let id = format!("taken-{}", state.taken.len());
+        state.taken.push(id.clone());
+        Ok(id)
+    }
+
+    async fn verify(&self, id: &str) -> PortResult<()> {
+        moment().await;
+        if self.lock().taken.iter().any(|t| t == id) { Ok(()) } else { Err(unused("verify")) }
+    }
 }
 
 #[async_trait]
@@ -290,103 +426,6 @@ impl Dialer for MemoryWorld {
     async fn kube(&self, host: &Host, _: &ClientTls) -> PortResult<Arc<dyn Kube>> {
         Ok(Arc::new(MemoryKube { world: self.clone(), host: host.clone() }))
     }
-}
-
-struct MemoryEtcd {
-    world: MemoryWorld,
-    members: Vec<EtcdEndpoint>,
-}
-
-impl MemoryEtcd {
-    async fn up(&self, member: &str) -> PortResult<()> {
-        let down = || PortError::new(ErrorCode::Unreachable, format!("member {member} is down"));
-        let endpoint = self.members.iter().find(|m| m.name == member).ok_or_else(down)?;
-        if self.world.serves(&endpoint.host, Service::Etcd).await { Ok(()) } else { Err(down()) }
-    }
-}
-
-#[async_trait]
-impl Etcd for MemoryEtcd {
-    fn members(&self) -> Vec<String> {
-        self.members.iter().map(|m| m.name.clone()).collect()
-    }
-    async fn status(&self, member: &str) -> PortResult<MemberStatus> {
-        self.up(member).await?;
-        Ok(MemberStatus {
-            name: member.into(),
-            member_id: 1,
-            cluster_id: 1,
-            leader_id: 1,
-            revision: 1,
-            db_size_bytes: 1,
-            raft_index: 1,
-            is_learner: false,
-            version: "3.6.16".into(),
-        })
-    }
-    async fn hash_kv(&self, member: &str, revision: i64) -> PortResult<HashKv> {
-        self.up(member).await?;
-        Ok(HashKv { hash: 7, hash_revision: revision, compact_revision: 0 })
-    }
-    async fn get(&self, member: &str, _: &[u8]) -> PortResult<Option<KeyValue>> {
-        self.up(member).await.map(|()| None)
-    }
-    async fn member_list(&self, _: &str) -> PortResult<Vec<Member>> {
-        Err(unused("member_list"))
-    }
-    async fn snapshot(&self, _: &str) -> PortResult<ByteStream> {
-        Err(unused("snapshot"))
-    }
-    async fn range(&self, _: &str, _: &[u8], _: i64, _: &mut (dyn FnMut(Vec<KeyValue>) + Send)) -> PortResult<i64> {
-        Err(unused("range"))
-    }
-    async fn watch_is_compacted(&self, _: &str, _: &[u8], _: i64) -> PortResult<bool> {
-        Err(unused("watch"))
-    }
-    async fn put(&self, _: &str, _: &[u8], _: &[u8]) -> PortResult<i64> {
-        Err(unused("put"))
-    }
-    async fn delete(&self, _: &str, _: &[u8]) -> PortResult<bool> {
-        Err(unused("delete"))
-    }
-}
-
-struct MemoryKube {
-    world: MemoryWorld,
-    host: Host,
-}
-
-#[async_trait]
-impl Kube for MemoryKube {
-    async fn ready(&self) -> PortResult<bool> {
-        Ok(self.world.serves(&self.host, Service::ApiServer).await)
-    }
-    async fn get(&self, _: &Collection, name: &str) -> PortResult<Option<Value>> {
-        moment().await;
-        Ok(self.world.lock().nodes.contains(name).then(|| node(name)))
-    }
-    async fn list(&self, collection: &Collection) -> PortResult<Vec<Value>> {
-        moment().await;
-        let nodes = self.world.lock().nodes.clone();
-        Ok(if collection.plural == "nodes" { nodes.iter().map(|n| node(n)).collect() } else { Vec::new() })
-    }
-    async fn delete(&self, collection: &Collection, name: &str, _: Option<u32>) -> PortResult<bool> {
-        moment().await;
-        Ok(collection.plural == "nodes" && self.world.lock().nodes.remove(name))
-    }
-    async fn patch(&self, _: &Collection, _: &str, patch: &Value) -> PortResult<Value> {
-        Ok(patch.clone())
-    }
-    async fn apply(&self, _: &Collection, object: &Value) -> PortResult<Value> {
-        Ok(object.clone())
-    }
-    async fn create(&self, _: &Collection, _: &Value) -> PortResult<Value> {
-        Err(unused("create"))
-    }
-}
-
-fn node(name: &str) -> Value {
-    json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
 }
 
 fn unused(what: &str) -> PortError {

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chaos_tests::memory::{Machine, MemoryWorld};
-use hk_dr::config::{Cluster, parse};
+use hk_dr::config::{Cluster, SHIPPED, load_runbook, parse};
 use hk_dr::drawing::{Course, Wanted, draw_plan};
 use hk_dr::engine::{Engine, Run, RunError, Silent};
 use hk_dr::journal::{JournalError, MemoryJournal, RunStatus};
-use hk_dr::plan::{Plan, RebuildChoice};
+use hk_dr::plan::{Plan, RebuildChoice, RunbookChoice};
 use hk_dr::ports::Cloud;
 use hk_dr::steps::Registry;
 
@@ -39,6 +39,10 @@ struct Outcome {
     servers: BTreeMap<String, (String, Machine)>,
     volumes: BTreeMap<String, (String, bool)>,
     nodes: Vec<String>,
+    /// Names and peer URLs of etcd's members.
+    members: Vec<(String, String)>,
+    /// What was written to see whether the API takes writes.
+    objects: Vec<String>,
 }
 
 async fn outcome(world: &MemoryWorld) -> Outcome {
@@ -51,12 +55,15 @@ async fn outcome(world: &MemoryWorld) -> Outcome {
             .map(|s| {
                 let machine = machines[&s.name].clone();
                 // Device names carry the volume's id, which differs between runs.
-                let machine = Machine { mounted: machine.mounted.map(|_| "mounted".into()), ..machine };
+                // Secrets differ between runs, and digests with them.
+                let machine = Machine { mounted: machine.mounted.map(|_| "mounted".into()), digest: None, ..machine };
                 (s.name, (s.location, Machine { data: machine.data.clone().map(|d| d[..2].to_owned()), ..machine }))
             })
             .collect(),
         volumes: volumes.into_iter().map(|v| (v.name, (v.location, v.server.is_some()))).collect(),
         nodes: world.nodes().into_iter().collect(),
+        members: world.members().into_values().collect(),
+        objects: world.objects(),
     }
 }
 
@@ -66,7 +73,24 @@ async fn before(wanted: &Wanted) -> MemoryWorld {
     if matches!(wanted, Wanted::Rebuild(_)) {
         leave_remains(&world).await;
     }
+    if let Wanted::Runbook(choice) = wanted {
+        let plan = draw(&world, &Wanted::Build).await;
+        process(&world, &plan, MemoryJournal::default()).await.expect("the cluster is built");
+        lose(&world, choice).await;
+    }
     world
+}
+
+/// What happened before a runbook is needed: with `--fresh-volume` a master and its volume are lost, in
+/// masters-from-volumes all servers are.
+async fn lose(world: &MemoryWorld, choice: &RunbookChoice) {
+    let fresh = choice.runbook.steps.iter().any(|s| s.fresh_volume);
+    for server in world.cloud.servers("").await.expect("listed") {
+        let lost = choice.servers.iter().any(|s| server.name == format!("demo-{s}"));
+        if lost && (fresh || choice.runbook.name == "masters-from-volumes") {
+            world.cloud.delete_server(server.id).await.expect("deleted");
+        }
+    }
 }
 
 /// One old master with its volume is left, in the lost cluster's name.
@@ -142,6 +166,115 @@ async fn a_rebuild_survives_death_after_every_event_and_keeps_the_old_volume() {
     let volumes = outcome(&world).await.volumes;
     assert!(volumes.keys().any(|name| name.starts_with("demo-m2-etcd-before-")), "{volumes:?}");
     assert!(world.machines().await.values().all(|m| m.overwritten == 0), "no data was overwritten");
+}
+
+fn runbook(name: &str, servers: &[&str]) -> RunbookChoice {
+    let (_, text) = SHIPPED.iter().find(|(shipped, _)| *shipped == name).expect("a shipped runbook");
+    let runbook = load_runbook(text, name).expect("it is right");
+    RunbookChoice { runbook, servers: servers.iter().map(|s| (*s).to_owned()).collect() }
+}
+
+/// Nothing was torn away while in use, and no data is lost: what the masters have is what they had.
+async fn kept(choice: &RunbookChoice) {
+    let wanted = Wanted::Runbook(choice.clone());
+    let world = before(&wanted).await;
+    let plan = draw(&world, &wanted).await;
+    process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
+    let machines = world.machines().await;
+    assert!(machines.values().all(|m| m.torn == 0 && m.overwritten == 0), "{machines:?}");
+    assert!(
+        machines.iter().filter(|(name, _)| name.contains("-m")).all(|(_, m)| m.services.len() == 3),
+        "{machines:?}"
+    );
+    assert!(world.objects().is_empty(), "left behind: {:?}", world.objects());
+    assert_eq!(world.members().len(), 3);
+    let again = draw(&world, &Wanted::Build).await;
+    assert!(again.steps.is_empty(), "a build has something to do: {:?}", again.steps);
+}
+
+#[tokio::test]
+async fn masters_offline_and_online_in_place_survive_death_after_every_event() {
+    let choice = runbook("masters-online-offline-online", &[]);
+    kept(&choice).await;
+    battery(Wanted::Runbook(choice)).await;
+}
+
+#[tokio::test]
+async fn masters_recreated_survive_death_after_every_event() {
+    let choice = runbook("masters-recreate", &[]);
+    kept(&choice).await;
+    battery(Wanted::Runbook(choice)).await;
+}
+
+#[tokio::test]
+async fn a_volume_reattached_survives_death_after_every_event() {
+    let choice = runbook("volume-reattach", &["m2"]);
+    kept(&choice).await;
+    battery(Wanted::Runbook(choice)).await;
+}
+
+#[tokio::test]
+async fn the_first_master_replaced_with_its_volume_survives_death_after_every_event() {
+    let choice = runbook("replace-master", &["m1"]);
+    kept(&choice).await;
+    battery(Wanted::Runbook(choice)).await;
+}
+
+#[tokio::test]
+async fn the_first_master_replaced_by_a_new_member_survives_death_after_every_event() {
+    let mut choice = runbook("replace-master", &["m1"]);
+    choice.runbook.steps[0].fresh_volume = true;
+    kept(&choice).await;
+    let wanted = Wanted::Runbook(choice);
+    let world = before(&wanted).await;
+    let old = world.members();
+    let plan = draw(&world, &wanted).await;
+    process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
+    let changed: Vec<_> = world.members().into_iter().filter(|(id, _)| !old.contains_key(id)).collect();
+    assert!(matches!(&changed[..], [(_, (name, _))] if name == "m1"), "{changed:?}");
+    let volumes = world.cloud.volumes("").await.expect("listed");
+    assert!(volumes.iter().any(|v| v.name == "demo-m1-etcd-before-p1"), "the old data is kept: {volumes:?}");
+    battery(wanted).await;
+}
+
+#[tokio::test]
+async fn all_masters_brought_back_from_their_volumes_survive_death_after_every_event() {
+    let choice = runbook("masters-from-volumes", &["m1", "m2", "m3"]);
+    kept(&choice).await;
+    battery(Wanted::Runbook(choice)).await;
+}
+
+#[tokio::test]
+async fn a_runbook_whose_guard_fails_has_no_plan_and_says_what_to_do() {
+    let refused = |world: MemoryWorld, choice: RunbookChoice| async move {
+        let wanted = Wanted::Runbook(choice);
+        let drawn = draw_plan(&world.world(), "ssh-ed25519 AAAA", &wanted, &Course::default(), "p1").await;
+        drawn.expect_err("no plan").to_string()
+    };
+    let world = before(&Wanted::Runbook(runbook("volume-reattach", &["m2"]))).await;
+    let servers = world.cloud.servers("").await.expect("listed");
+    let m3 = servers.iter().find(|s| s.name == "demo-m3").expect("m3");
+    world.cloud.delete_server(m3.id).await.expect("deleted");
+    for (choice, says) in [
+        (runbook("masters-online-offline-online", &[]), "allMastersServe does not hold: demo-m3 does not exist"),
+        (runbook("volume-reattach", &["m2"]), "allMastersServe"),
+        (
+            runbook("replace-master", &["m2"]),
+            "majorityStays does not hold: etcd has 3 members and would keep 1 of them (m1)",
+        ),
+        (runbook("replace-master", &["m9"]), "cluster.yaml has no master m9"),
+        (runbook("replace-master", &[]), "none is chosen"),
+    ] {
+        let found = refused(world.clone(), choice).await;
+        assert!(found.contains(says), "{found}");
+    }
+    // The one that is lost can be replaced.
+    let plan = draw(&world, &Wanted::Runbook(runbook("replace-master", &["m3"]))).await;
+    assert!(
+        plan.findings.iter().any(|f| f.contains("demo-m3 does not exist; volume demo-m3-etcd")),
+        "{:?}",
+        plan.findings
+    );
 }
 
 #[tokio::test]

@@ -150,6 +150,8 @@ pub struct BucketBackups {
     pub store: std::sync::Arc<dyn ObjectStore>,
     pub cluster: String,
     pub identities: Identities,
+    /// What snapshots are taken of.
+    pub source: super::Source,
 }
 
 impl BucketBackups {
@@ -183,6 +185,15 @@ impl Backups for BucketBackups {
     async fn open_recovery_set(&self, id: &str) -> PortResult<RecoverySet> {
         let entry = Catalog::new(self.store.as_ref(), &self.cluster).find(id).await?;
         read_recovery(self.store.as_ref(), &entry.manifest, &self.identities).await
+    }
+
+    async fn take(&self, etcd: std::sync::Arc<dyn crate::ports::Etcd>) -> PortResult<String> {
+        let progress = super::Progress::default();
+        Ok(self.source.take(etcd.as_ref(), self.store.as_ref(), &progress).await?.manifest.id)
+    }
+
+    async fn verify(&self, id: &str) -> PortResult<()> {
+        self.source.verify(id, self.store.as_ref(), &self.identities).await
     }
 }
 

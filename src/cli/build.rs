@@ -1,4 +1,4 @@
-use super::drive::{draw, draw_and_execute};
+use super::drive::{Manner, draw, draw_and_execute};
 use super::{CliError, Context};
 use crate::drawing::{Course, Wanted};
 
@@ -18,7 +18,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if args.dry_run {
         return dry_run(context, &Wanted::Build);
     }
-    let run = draw_and_execute(context, &Wanted::Build, args.yes)?;
+    let run = draw_and_execute(context, &Wanted::Build, &Manner { yes: args.yes, step: false })?;
     report(context, run.as_deref(), "the cluster is as Git declares it");
     Ok(())
 }

@@ -9,11 +9,11 @@ use tokio::sync::OnceCell;
 
 use super::{CliError, Context, ExitKind};
 use crate::artifacts::{Cache, Silent, Sources};
-use crate::backup::{BucketBackups, BucketVault, Identities, Recipients};
+use crate::backup::{BucketBackups, BucketVault, Identities, Recipients, Source};
 use crate::config::Cluster;
 use crate::hetzner::HetznerCloud;
 use crate::machines::ShellMachines;
-use crate::ports::{Artifacts, PortResult, SystemClock};
+use crate::ports::{Artifacts, PortResult, SystemClock, Vault};
 use crate::s3::{S3Config, S3Store};
 use crate::ssh::{SshDialer, SshShell};
 use crate::steps::World;
@@ -38,6 +38,8 @@ pub struct Connected {
     pub ssh_public_key: String,
     pub world: World,
     pub store: Arc<S3Store>,
+    /// What snapshots are taken of.
+    pub source: Source,
 }
 
 /// Reads and checks `cluster.yaml` and the recipients.
@@ -70,17 +72,27 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
     let shell = SshShell::new(secrets.ssh_private_key()?)?;
     let identities = context.global.identity.as_deref().map(Identities::load).transpose()?;
     let clock = Arc::new(SystemClock);
+    let vault: Arc<dyn Vault> = Arc::new(BucketVault {
+        store: Arc::clone(&store) as _,
+        cluster: cluster.name.clone(),
+        recipients: declared.recipients.clone(),
+        identities: identities.clone(),
+        clock: Arc::clone(&clock) as _,
+    });
+    let source = Source {
+        cluster: cluster.name.clone(),
+        declaration: declared.text.clone(),
+        git_commit: declared.git_commit.clone(),
+        recipients: declared.recipients.clone(),
+        vault: Arc::clone(&vault),
+        clock: Arc::clone(&clock) as _,
+        scratch: context.state_dir().join("scratch"),
+    };
     let world = World {
         cloud: Arc::new(cloud),
         machines: Arc::new(ShellMachines::new(Arc::new(shell.clone()))),
         dialer: Arc::new(SshDialer::new(shell)),
-        vault: Arc::new(BucketVault {
-            store: Arc::clone(&store) as _,
-            cluster: cluster.name.clone(),
-            recipients: declared.recipients.clone(),
-            identities: identities.clone(),
-            clock: Arc::clone(&clock) as _,
-        }),
+        vault,
         backups: Arc::new(BucketBackups {
             store: Arc::clone(&store) as _,
             cluster: cluster.name.clone(),
@@ -88,6 +100,7 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
                 Some(identities) => identities,
                 None => Identities::load_given(None)?,
             },
+            source: source.clone(),
         }),
         artifacts: Arc::new(CachedArtifacts { cache: Cache::new(context.cache_dir()) }),
         store: Arc::clone(&store) as _,
@@ -95,7 +108,7 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
         secrets: Arc::new(OnceCell::new()),
         cluster,
     };
-    Ok(Connected { declared, ssh_public_key: ssh_public_key(context)?, world, store })
+    Ok(Connected { declared, ssh_public_key: ssh_public_key(context)?, world, store, source })
 }
 
 fn ssh_public_key(context: &Context) -> Result<String, CliError> {

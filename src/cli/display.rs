@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,8 @@ use crate::ports::PortError;
 pub struct StepLines {
     bar: Option<ProgressBar>,
     quiet: bool,
+    /// Ask before each step.
+    ask: bool,
     total: usize,
     began: Instant,
     state: Mutex<State>,
@@ -26,8 +29,8 @@ struct State {
 
 impl StepLines {
     /// For this plan's execution.
-    pub fn new(context: &Context, plan: &Plan) -> Self {
-        let bar = context.interactive().then(|| {
+    pub fn new(context: &Context, plan: &Plan, ask: bool) -> Self {
+        let bar = (context.interactive() && !ask).then(|| {
             let bar = ProgressBar::new_spinner();
             if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
                 bar.set_style(style);
@@ -38,6 +41,7 @@ impl StepLines {
         Self {
             bar,
             quiet: context.global.quiet,
+            ask,
             total: plan.steps.len(),
             began: Instant::now(),
             state: Mutex::default(),
@@ -91,6 +95,20 @@ impl Progress for StepLines {
         });
         let then = if will_retry { "; trying again" } else { "" };
         self.line(&format!("{:7.1} s  ✗ {}: {error}{then}", self.began.elapsed().as_secs_f64(), step.title));
+    }
+
+    fn one_by_one(&self) -> bool {
+        self.ask
+    }
+
+    fn permits(&self, step: &Step) -> bool {
+        if !self.ask {
+            return true;
+        }
+        eprint!("           ? {} (because {}) [y/N] ", step.title, step.reason);
+        let _ = std::io::stderr().flush();
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
     }
 }
 

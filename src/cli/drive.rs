@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use super::connect::Connected;
 use super::display::StepLines;
+use super::runbook::Measured;
 use super::{CliError, Context, ExitKind};
 use crate::config::Cluster;
 use crate::drawing::{Course, DrawError, Wanted, draw_plan};
 use crate::engine::{Engine, Run, RunError};
 use crate::journal::{Body, FileJournal, JournalError};
-use crate::plan::{Plan, PlanError, Purpose, RebuildChoice};
+use crate::plan::{Plan, PlanError, Purpose, RebuildChoice, RunbookChoice};
 use crate::ports::ErrorCode;
 use crate::runs::{RunDir, Runs};
 use crate::steps::{Registry, World};
@@ -37,9 +38,20 @@ fn refused(error: PlanError) -> CliError {
             .hint("nothing was touched by this plan; add a location to fallbackLocations, or wait and run again"),
         PlanError::Foreign(_) => CliError::new(ExitKind::Failed, message)
             .hint("nothing was touched; rename or remove what is in the way, or choose another cluster name"),
-        PlanError::DataExists { .. } => CliError::new(ExitKind::Failed, message)
-            .hint("nothing was touched: building would found an empty cluster where this one can be brought back")
-            .hint("`hk-dr rebuild` brings it back; for a new, empty cluster choose another name"),
+        PlanError::DataExists { volumes, .. } => {
+            let mut cli = CliError::new(ExitKind::Failed, message)
+                .hint("nothing was touched: building would found an empty cluster where this one can be brought back");
+            if !volumes.is_empty() {
+                let servers: String = volumes.iter().map(|v| format!(" --server {v}")).collect();
+                cli = cli
+                    .hint(format!("volumes with etcd's data exist: {}", volumes.join(", ")))
+                    .hint(format!("`hk-dr runbook run masters-from-volumes{servers}` brings it back with all of it"));
+            }
+            cli.hint("`hk-dr rebuild` brings it back from a snapshot; for a new, empty cluster choose another name")
+        }
+        PlanError::Guard { hint, .. } => {
+            CliError::new(ExitKind::Differs, message).hint("nothing was touched").hint(hint)
+        }
         PlanError::Alive { .. } => CliError::new(ExitKind::Failed, message)
             .hint("nothing was touched: a rebuild deletes every server of the cluster and goes back to a snapshot")
             .hint("if that is what you want, pass --even-if-alive"),
@@ -49,8 +61,17 @@ fn refused(error: PlanError) -> CliError {
     }
 }
 
-/// Draws the plan, shows it, asks unless `yes`, and executes it. Returns the id of the last run.
-pub fn draw_and_execute(context: &Context, wanted: &Wanted, yes: bool) -> Result<Option<String>, CliError> {
+/// How a plan is executed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Manner {
+    /// Don't ask whether to begin.
+    pub yes: bool,
+    /// Ask before each step.
+    pub step: bool,
+}
+
+/// Draws the plan, shows it, asks, and executes it. Returns the id of the last run.
+pub fn draw_and_execute(context: &Context, wanted: &Wanted, manner: &Manner) -> Result<Option<String>, CliError> {
     let connected = super::connect::connect(context)?;
     context.block_on(async {
         connected.store.ensure_bucket().await?;
@@ -58,10 +79,10 @@ pub fn draw_and_execute(context: &Context, wanted: &Wanted, yes: bool) -> Result
         if plan.steps.is_empty() {
             return Ok(None);
         }
-        confirm(context, &plan, yes)?;
+        confirm(context, &plan, manner)?;
         let runs = Runs::of(&context.state_dir(), &connected.world.cluster.name);
         let dir = runs.create(&plan, &connected.declared.text)?;
-        follow(context, &connected, wanted, plan, dir).await.map(Some)
+        follow(context, &connected, wanted, plan, dir, manner).await.map(Some)
     })
 }
 
@@ -71,8 +92,18 @@ pub async fn resume(context: &Context, connected: &Connected, plan: Plan, dir: R
         Purpose::Build => Wanted::Build,
         // The snapshot that was chosen then, whatever has been taken since.
         Purpose::Rebuild => Wanted::Rebuild(RebuildChoice { snapshot: plan.snapshot.clone(), even_if_alive: true }),
+        Purpose::Runbook => {
+            let run = plan.runbook.clone().ok_or_else(|| {
+                CliError::new(
+                    ExitKind::Data,
+                    format!("the plan of run {} does not say which runbook it is of", plan.id),
+                )
+                .hint("nothing was touched; plan again with `hk-dr runbook plan`")
+            })?;
+            Wanted::Runbook(RunbookChoice { runbook: run.runbook, servers: run.servers })
+        }
     };
-    follow(context, connected, &wanted, plan, dir).await
+    follow(context, connected, &wanted, plan, dir, &Manner::default()).await
 }
 
 /// Executes a plan and, when a location turns out to have no capacity, the plan that replaces it.
@@ -82,11 +113,12 @@ async fn follow(
     wanted: &Wanted,
     mut plan: Plan,
     mut dir: RunDir,
+    manner: &Manner,
 ) -> Result<String, CliError> {
     let runs = Runs::of(&context.state_dir(), &connected.world.cluster.name);
     let mut course = Course::default();
     for _ in 0..PLANS_MAX {
-        let Err(failed) = execute(context, &connected.world, &plan, &dir).await else { return Ok(plan.id) };
+        let Err(failed) = measure(context, connected, &plan, &dir, manner).await? else { return Ok(plan.id) };
         let Some(location) = location_without_capacity(&plan, &failed) else { return Err(stopped(&plan, failed)) };
         note(context, &format!("{location} has no capacity: planning again without it"));
         course.unavailable.insert(location);
@@ -101,12 +133,33 @@ async fn follow(
     Err(CliError::new(ExitKind::Capacity, format!("gave up after {PLANS_MAX} plans: no location has capacity")))
 }
 
+/// Executes a plan; a runbook's run is measured meanwhile, and its evidence is drawn up. The inner error is the run's.
+async fn measure(
+    context: &Context,
+    connected: &Connected,
+    plan: &Plan,
+    dir: &RunDir,
+    manner: &Manner,
+) -> Result<Result<(), RunError>, CliError> {
+    if plan.purpose != Purpose::Runbook {
+        return Ok(execute(context, &connected.world, plan, dir, manner).await);
+    }
+    let measured = Measured::begin(context, connected, plan, dir).await;
+    let result = execute(context, &connected.world, plan, dir, manner).await;
+    let concluded = measured.conclude(context, connected, plan, dir, result.is_ok()).await;
+    match result {
+        Ok(()) => concluded.map(Ok),
+        // The run's own error is what a person must read first.
+        Err(failed) => Ok(Err(failed)),
+    }
+}
+
 /// Executes a plan from its run directory, from the beginning or from where it stopped.
-async fn execute(context: &Context, world: &World, plan: &Plan, dir: &RunDir) -> Result<(), RunError> {
+async fn execute(context: &Context, world: &World, plan: &Plan, dir: &RunDir, manner: &Manner) -> Result<(), RunError> {
     let (journal, events) = FileJournal::open(&dir.journal())?;
     let journal = super::crash::wrap(journal);
     let mut run = Run::open(&plan.id, plan, journal, &events)?;
-    let progress = Arc::new(StepLines::new(context, plan));
+    let progress = Arc::new(StepLines::new(context, plan, manner.step));
     let engine = Engine { registry: Arc::new(Registry::standard()), world: world.clone(), progress };
     engine.execute(plan, &mut run).await
 }
@@ -123,6 +176,10 @@ fn abandon(world: &World, plan: &Plan, dir: &RunDir, next: &Plan) -> Result<(), 
 fn location_without_capacity(plan: &Plan, error: &RunError) -> Option<String> {
     let RunError::Step { step, source, .. } = error else { return None };
     if source.code != ErrorCode::NoCapacity {
+        return None;
+    }
+    // A server whose volume is to be attached again can't go elsewhere; only one that starts anew can.
+    if plan.purpose == Purpose::Runbook && !plan.steps.iter().any(|s| s.kind == "member.add") {
         return None;
     }
     let step = plan.steps.iter().find(|s| s.id == *step)?;
@@ -146,18 +203,29 @@ pub fn stopped(plan: &Plan, error: RunError) -> CliError {
 }
 
 /// Shows the plan and asks. Without a terminal, `--yes` is needed.
-fn confirm(context: &Context, plan: &Plan, yes: bool) -> Result<(), CliError> {
-    if yes {
+fn confirm(context: &Context, plan: &Plan, manner: &Manner) -> Result<(), CliError> {
+    let watched = std::io::stdin().is_terminal() && !context.global.json;
+    if manner.step && !watched {
+        return Err(CliError::new(ExitKind::Usage, "nobody can be asked here before each step")
+            .hint("nothing was touched; leave --step out, or run it in a terminal"));
+    }
+    if manner.yes {
         return Ok(());
     }
-    if !std::io::stdin().is_terminal() || context.global.json {
+    if !watched {
         return Err(CliError::new(ExitKind::Usage, "nobody can be asked here whether to go on")
             .hint("nothing was touched; look at the plan with `hk-dr plan`, then pass --yes"));
     }
-    eprint!("{}", super::plan::render(plan));
+    match plan.purpose {
+        Purpose::Runbook => {
+            eprint!("{}", super::runbook::render(plan, &super::runbook::earlier_runs(context, plan)));
+        }
+        _ => eprint!("{}", super::plan::render(plan)),
+    }
     let question = match plan.purpose {
         Purpose::Build => "Go on?",
         Purpose::Rebuild => "This deletes what is left of the cluster's servers and restores a snapshot. Go on?",
+        Purpose::Runbook => "Go on?",
     };
     eprint!("{question} [y/N] ");
     let _ = std::io::stderr().flush();

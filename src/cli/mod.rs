@@ -20,6 +20,7 @@ mod obtain;
 mod plan;
 mod rebuild;
 mod resume;
+mod runbook;
 mod runs;
 mod schema;
 mod snapshot;
@@ -53,6 +54,7 @@ enum Command {
     Rebuild(rebuild::Args),
     Snapshot(snapshot::Args),
     Resume(resume::Args),
+    Runbook(runbook::Args),
     Runs(runs::Args),
     Artifacts(artifacts::Args),
     Bench(bench::Args),
@@ -87,6 +89,7 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Rebuild(args) => rebuild::run(args, context),
         Command::Snapshot(args) => snapshot::run(args, context),
         Command::Resume(args) => resume::run(args, context),
+        Command::Runbook(args) => runbook::run(args, context),
         Command::Runs(args) => runs::run(args, context),
         Command::Artifacts(args) => artifacts::run(args, context),
         Command::Bench(args) => bench::run(args, context),

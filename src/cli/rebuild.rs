@@ -1,4 +1,4 @@
-use super::drive::draw_and_execute;
+use super::drive::{Manner, draw_and_execute};
 use super::{CliError, Context};
 use crate::drawing::Wanted;
 use crate::plan::RebuildChoice;
@@ -27,7 +27,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if args.dry_run {
         return super::build::dry_run(context, &wanted);
     }
-    let run = draw_and_execute(context, &wanted, args.yes)?;
+    let run = draw_and_execute(context, &wanted, &Manner { yes: args.yes, step: false })?;
     super::build::report(context, run.as_deref(), "the cluster is back");
     Ok(())
 }

@@ -3,7 +3,7 @@ use crate::journal::{RunStatus, StepState};
 use crate::plan::Purpose;
 use crate::runs::Runs;
 
-/// List runs of builds and rebuilds and where they stand.
+/// List runs of builds, rebuilds and runbooks and where they stand.
 #[derive(clap::Args)]
 pub struct Args {}
 
@@ -24,6 +24,7 @@ pub fn run(_: Args, context: &Context) -> Result<(), CliError> {
         let purpose = match plan.purpose {
             Purpose::Build => "build",
             Purpose::Rebuild => "rebuild",
+            Purpose::Runbook => plan.runbook.as_ref().map_or("runbook", |r| r.runbook.name.as_str()),
         };
         rows.push(serde_json::json!({
             "id": id, "purpose": purpose, "status": state.status(), "steps": plan.steps.len(), "finished": finished,

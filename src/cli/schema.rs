@@ -14,6 +14,10 @@ pub struct Args {
 enum File {
     /// cluster.yaml
     Cluster,
+    /// runbooks/NAME.yaml
+    Runbook,
+    /// evidence.json, which runs of runbooks leave
+    Evidence,
 }
 
 /// Runs the command.
@@ -23,6 +27,8 @@ enum File {
 pub fn run(args: Args, _context: &Context) -> Result<(), CliError> {
     let schema = match args.file {
         File::Cluster => config::schema(),
+        File::Runbook => config::runbook_schema(),
+        File::Evidence => crate::drill::evidence_schema(),
     };
     println!("{schema:#}");
     Ok(())

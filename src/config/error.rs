@@ -76,6 +76,11 @@ impl Report {
         Self { text: Arc::new(text.to_owned()), file: file.to_owned(), problems: Vec::new() }
     }
 
+    /// The file's name without its folder.
+    pub(super) fn file_name(&self) -> &str {
+        self.file.rsplit('/').next().unwrap_or(&self.file)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.problems.is_empty()
     }

@@ -1,18 +1,23 @@
-//! What Git declares. Pure: text in, checked values or errors with line and hint out.
+//! What Git declares: the cluster, and runbooks. Pure: text in, checked values or errors with line and hint out.
 
 mod cluster;
 mod error;
 mod names;
 mod range;
 mod rules;
+mod runbook;
 mod structure;
 mod tree;
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+
 pub use cluster::*;
 pub use error::{ConfigError, Problem};
 pub use range::Range;
+pub use runbook::{Acts, Guards, Runbook, RunbookStep, SHIPPED, Targets, Verb};
 
 /// Versions that can be installed, by artifact name: what `artifacts.lock` pins.
 pub type Pinned = BTreeMap<String, Vec<String>>;
@@ -36,11 +41,22 @@ pub fn load(text: &str, file: &str, pinned: &Pinned) -> Result<Cluster, ConfigEr
     report.finish().map(|()| cluster)
 }
 
-fn parse_with_tree(text: &str, file: &str) -> Result<(Cluster, tree::Tree), ConfigError> {
+/// Reads a runbook and checks its form and that its verbs can follow one another.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_runbook(text: &str, file: &str) -> Result<Runbook, ConfigError> {
+    let (runbook, tree) = parse_with_tree::<Runbook>(text, file)?;
+    let mut report = error::Report::new(text, file);
+    runbook::check(&runbook, &tree, &mut report);
+    report.finish().map(|()| runbook)
+}
+
+fn parse_with_tree<T: DeserializeOwned + JsonSchema>(text: &str, file: &str) -> Result<(T, tree::Tree), ConfigError> {
     let mut report = error::Report::new(text, file);
     let parsed = tree::Tree::parse(text).and_then(|tree| {
-        structure::check(&tree, &schema(), &mut report);
-        Ok((serde_saphyr::from_str::<Cluster>(text)?, tree))
+        structure::check(&tree, &schema_of::<T>(), &mut report);
+        Ok((serde_saphyr::from_str::<T>(text)?, tree))
     });
     match parsed {
         Ok(parsed) => report.finish().map(|()| parsed),
@@ -56,8 +72,18 @@ fn parse_with_tree(text: &str, file: &str) -> Result<(Cluster, tree::Tree), Conf
 
 /// The JSON Schema of `cluster.yaml`, for editors.
 pub fn schema() -> serde_json::Value {
+    schema_of::<Cluster>()
+}
+
+/// The JSON Schema of a runbook, for editors.
+pub fn runbook_schema() -> serde_json::Value {
+    schema_of::<Runbook>()
+}
+
+/// The JSON Schema of a document.
+pub fn schema_of<T: JsonSchema>() -> serde_json::Value {
     let settings = schemars::generate::SchemaSettings::draft2020_12().with(|s| s.inline_subschemas = true);
-    settings.into_generator().into_root_schema_for::<Cluster>().to_value()
+    settings.into_generator().into_root_schema_for::<T>().to_value()
 }
 
 #[cfg(test)]

@@ -17,6 +17,16 @@ fn walk(tree: &Tree, schema: &Value, path: &str, report: &mut Report) {
         _ => true,
     };
     let name = if path.is_empty() { "the file" } else { path };
+    if let (Some(choices), Node::Scalar(text)) = (choices(schema), &tree.node) {
+        if !choices.contains(&text.as_str()) {
+            let hint = match closest(text, &choices) {
+                Some(close) => format!("did you mean `{close}`?"),
+                None => format!("it is one of: {}", choices.join(", ")),
+            };
+            report.add(tree.at, format!("{name} can't be `{text}`"), hint);
+        }
+        return;
+    }
     match &tree.node {
         Node::Map(entries) if may_be("object") => object(tree, entries, schema, path, report),
         Node::Seq(items) if may_be("array") => {
@@ -58,11 +68,27 @@ fn walk(tree: &Tree, schema: &Value, path: &str, report: &mut Report) {
     }
 }
 
+/// The words of an enumeration.
+fn choices(schema: &Value) -> Option<Vec<&str>> {
+    if let Some(words) = schema["enum"].as_array() {
+        return Some(words.iter().filter_map(Value::as_str).collect());
+    }
+    // One with descriptions is a list of constants, or of lists of them.
+    let mut words = Vec::new();
+    for one in schema["oneOf"].as_array()? {
+        match one["const"].as_str() {
+            Some(word) => words.push(word),
+            None => words.extend(choices(one)?),
+        }
+    }
+    Some(words)
+}
+
 fn object(tree: &Tree, entries: &[(Tree, Tree)], schema: &Value, path: &str, report: &mut Report) {
     let properties = schema["properties"].as_object();
     let known: Vec<&str> = properties.map(|p| p.keys().map(String::as_str).collect()).unwrap_or_default();
     let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
-    let place = if path.is_empty() { "cluster.yaml".to_owned() } else { path.to_owned() };
+    let place = if path.is_empty() { report.file_name().to_owned() } else { path.to_owned() };
     for (key, value) in entries {
         let Some(key_text) = key.scalar() else { continue };
         if let Some(property) = properties.and_then(|p| p.get(key_text)) {

@@ -35,6 +35,8 @@ pub enum RunError {
     Unknown(#[from] UnknownStep),
     #[error(transparent)]
     Illegal(#[from] IllegalTransition),
+    #[error("step {0} was not permitted; it was not begun")]
+    Declined(String),
     #[error("the plan can't be executed: step {0} waits for one that can't start")]
     Stuck(String),
 }
@@ -106,7 +108,10 @@ impl Engine {
         let mut failure: Option<RunError> = None;
         loop {
             if failure.is_none() {
-                self.start_ready(&plan, run, &mut running, &mut attempts_here, &mut under_way)?;
+                match self.start_ready(&plan, run, &mut running, &mut attempts_here, &mut under_way) {
+                    Err(declined @ RunError::Declined(_)) => failure = Some(declined),
+                    other => other?,
+                }
             }
             let Some(ended) = running.join_next().await else { break };
             let (index, result) = ended.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
@@ -154,13 +159,17 @@ impl Engine {
         under_way: &mut [bool],
     ) -> Result<(), RunError> {
         for (index, step) in plan.steps.iter().enumerate() {
-            if running.len() >= STEPS_AT_ONCE {
+            let at_once = if self.progress.one_by_one() { 1 } else { STEPS_AT_ONCE };
+            if running.len() >= at_once {
                 break;
             }
             if under_way[index] {
                 continue;
             }
             let Some(attempt) = run.state.next_attempt(&step.id) else { continue };
+            if !self.progress.permits(step) {
+                return Err(RunError::Declined(step.title.clone()));
+            }
             run.record(&self.world, Body::StepStarted { step: step.id.clone(), attempt })?;
             self.progress.started(step);
             let outputs: BTreeMap<String, Value> = needed_outputs(plan, run);

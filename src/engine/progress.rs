@@ -7,6 +7,14 @@ pub trait Progress: Send + Sync {
     /// `found`: it was there already.
     fn finished(&self, step: &Step, found: bool);
     fn failed(&self, step: &Step, error: &PortError, will_retry: bool);
+    /// Whether steps are started one after the other, each only when it is permitted.
+    fn one_by_one(&self) -> bool {
+        false
+    }
+    /// Whether this step may start. No ends the run here; it can be resumed.
+    fn permits(&self, _: &Step) -> bool {
+        true
+    }
 }
 
 /// Nobody watches.

@@ -161,6 +161,20 @@ impl Etcd for EtcdClient {
         Ok(list.members().iter().map(member).collect())
     }
 
+    async fn member_remove(&self, member: &str, id: u64) -> PortResult<()> {
+        let link = self.link(member)?;
+        let mut client = link.client.clone();
+        link.call("remove a member through", CALL_TIMEOUT, client.member_remove(id)).await.map(|_| ())
+    }
+
+    async fn member_add(&self, member: &str, peer_url: &str) -> PortResult<u64> {
+        let link = self.link(member)?;
+        let mut client = link.client.clone();
+        let answer = link.call("add a member through", CALL_TIMEOUT, client.member_add([peer_url], None)).await?;
+        let added = answer.member().map(etcd_client::Member::id);
+        added.ok_or_else(|| PortError::new(ErrorCode::ServerError, "etcd's answer does not name the new member"))
+    }
+
     async fn hash_kv(&self, member: &str, revision: i64) -> PortResult<HashKv> {
         let link = self.link(member)?;
         let mut client = link.client.clone();

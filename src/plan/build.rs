@@ -12,11 +12,26 @@ pub fn plan_build(basis: &Basis<'_>) -> Result<Plan, PlanError> {
     let (cluster, inventory) = (basis.cluster, basis.inventory);
     let names: Vec<String> =
         cluster.masters.iter().map(|m| crate::distribution::server_name(cluster, &m.name)).collect();
-    let stay: BTreeMap<&str, &str> = inventory
-        .servers
-        .iter()
-        .filter_map(|s| Some((s.labels.get(super::NAME_LABEL)?.as_str(), s.location.as_str())))
-        .collect();
+    // Servers stay where they are, and come back where their volume is: volumes don't move.
+    let volumes = cluster.masters.iter().filter_map(|m| {
+        let volume = inventory.volume(&volume_name(cluster, &m.name))?;
+        Some((m.name.as_str(), volume.location.as_str()))
+    });
+    let servers =
+        inventory.servers.iter().filter_map(|s| Some((s.labels.get(super::NAME_LABEL)?.as_str(), s.location.as_str())));
+    let stay: BTreeMap<&str, &str> = volumes.chain(servers).collect();
+    if let Some((name, location)) = stay.iter().find(|(name, location)| {
+        let full = crate::distribution::server_name(cluster, name);
+        basis.unavailable.contains(**location) && inventory.server(&full).is_none()
+    }) {
+        return Err(PlanError::Unbuildable {
+            reason: format!("{location} has no capacity for {name}, whose volume with etcd's data is there"),
+            hint: format!(
+                "the volume was left untouched; wait for capacity and run again, or give its data up and let the other \
+                 members fill a new one elsewhere: `hk-dr runbook run replace-master --server {name} --fresh-volume`"
+            ),
+        });
+    }
     let state = etcd_state(basis, &names)?;
     let mut draft = Draft::new(basis, &stay)?;
 
@@ -105,12 +120,16 @@ fn etcd_state(basis: &Basis<'_>, masters: &[String]) -> Result<EtcdState, PlanEr
     let inventory = basis.inventory;
     let exists = masters.iter().any(|m| inventory.server(m).is_some());
     if !exists && let Some(newest) = inventory.snapshots.first() {
+        let left =
+            basis.cluster.masters.iter().filter(|m| inventory.volume(&volume_name(basis.cluster, &m.name)).is_some());
+        let left: Vec<String> = left.map(|m| m.name.clone()).collect();
         return Err(PlanError::DataExists {
             reason: format!(
                 "no master of this cluster exists, but the bucket has {} of its snapshots (newest {})",
                 inventory.snapshots.len(),
                 newest.id
             ),
+            volumes: left,
         });
     }
     let volumes: Vec<&str> = basis
@@ -127,7 +146,10 @@ fn etcd_state(basis: &Basis<'_>, masters: &[String]) -> Result<EtcdState, PlanEr
         return match masters.iter().find(|m| !with_data.contains(m) && !volume_of(basis, m, &volumes)) {
             Some(without) => Err(PlanError::Unbuildable {
                 reason: format!("etcd has a majority, but {without} has neither data nor a volume with it"),
-                hint: "nothing was touched; replacing one member of a living cluster is not in this version yet".into(),
+                hint: format!(
+                    "nothing was touched; `hk-dr runbook run replace-master --server {}` lets a new member join",
+                    short_name(basis, without)
+                ),
             }),
             None => Ok(EtcdState::Existing),
         };
@@ -143,10 +165,18 @@ fn etcd_state(basis: &Basis<'_>, masters: &[String]) -> Result<EtcdState, PlanEr
             "etcd has no majority, and only a part of the masters is known to have its data (with data: {with_data:?}, \
              unattached volumes: {volumes:?})"
         ),
-        hint: "nothing was touched; continue an interrupted build with `hk-dr resume`, or bring the cluster back with \
+        hint: "nothing was touched; continue an interrupted build with `hk-dr resume`; bring lost servers back with their \
+               volumes by `hk-dr runbook run masters-from-volumes --server NAME …`, or the cluster from a snapshot by \
                `hk-dr rebuild`"
             .into(),
     })
+}
+
+fn short_name(basis: &Basis<'_>, full: &str) -> String {
+    let mut masters = basis.cluster.masters.iter();
+    masters
+        .find(|m| crate::distribution::server_name(basis.cluster, &m.name) == full)
+        .map_or_else(|| full.to_owned(), |m| m.name.clone())
 }
 
 fn volume_of(basis: &Basis<'_>, full: &str, unattached: &[&str]) -> bool {

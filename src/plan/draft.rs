@@ -53,6 +53,10 @@ pub(super) struct Draft<'a> {
     pub findings: Vec<String>,
     pub locations: BTreeMap<String, String>,
     pub snapshot: Option<String>,
+    /// Machines stay as they are installed and configured.
+    pub in_place: bool,
+    /// Masters and their servers that must agree before an API server starts; none: all that are declared.
+    pub agreeing: Option<BTreeMap<String, String>>,
     steps: Vec<Step>,
 }
 
@@ -76,7 +80,7 @@ impl<'a> Draft<'a> {
                 locations.insert(name.to_owned(), location.to_owned());
             }
         }
-        Ok(Self { basis, findings, locations, snapshot: None, steps: Vec::new() })
+        Ok(Self { basis, findings, locations, snapshot: None, in_place: false, agreeing: None, steps: Vec::new() })
     }
 
     /// Adds a step. Needs that are no step of this plan are true already and are left out.
@@ -105,6 +109,11 @@ impl<'a> Draft<'a> {
     /// Whether the plan has this step.
     pub fn has(&self, id: &str) -> bool {
         self.steps.iter().any(|s| s.id == id)
+    }
+
+    /// Ids of all steps so far.
+    pub fn ids(&self) -> Vec<String> {
+        self.steps.iter().map(|s| s.id.clone()).collect()
     }
 
     /// Full name of a server.
@@ -203,7 +212,7 @@ impl<'a> Draft<'a> {
         let (configure_id, etcd_binaries) = (format!("configure/{full}"), format!("binaries-etcd/{full}"));
         let attached =
             self.basis.inventory.volume(&volume).is_some_and(|v| v.server.is_some() && !self.has(&server_id));
-        if !attached {
+        if !attached && !self.has(&volume_id) {
             let mut labels = self.labels();
             labels.insert(NAME_LABEL.into(), master.name.clone());
             let params = VolumeProvide {
@@ -239,11 +248,16 @@ impl<'a> Draft<'a> {
     /// the first API server and the controllers.
     pub fn control_plane(&mut self, masters: &[&MasterConfig], reason: &str, then: impl FnOnce(&mut Self, &str)) {
         let cluster = self.basis.cluster;
-        let servers = cluster.masters.iter().map(|m| (m.name.clone(), self.full(&m.name))).collect();
-        let etcds: Vec<String> = cluster.masters.iter().map(|m| format!("etcd/{}", self.full(&m.name))).collect();
+        let all = || cluster.masters.iter().map(|m| (m.name.clone(), self.full(&m.name))).collect();
+        let servers: BTreeMap<String, String> = self.agreeing.clone().unwrap_or_else(all);
+        let etcds: Vec<String> = servers.values().map(|full| format!("etcd/{full}")).collect();
         let needs: Vec<&str> = etcds.iter().map(String::as_str).collect();
-        let title = "wait until all etcd members agree on the hash of all data";
-        self.add("etcd-agree", &EtcdAgree { servers }, &needs, title, "the API must not serve before", 180);
+        // A comparison with what was before says more than agreement.
+        let agree = if self.has(super::runbook::UNCHANGED) { super::runbook::UNCHANGED } else { "etcd-agree" };
+        if !self.has(agree) {
+            let title = "wait until all etcd members agree on the hash of all data";
+            self.add(agree, &EtcdAgree { servers }, &needs, title, "the API must not serve before", 180);
+        }
         // One API server is enough to serve again: the first gets the machine and the network to itself, the others
         // follow. etcd's binaries go before all: they are small, and everything waits for etcd.
         let first = masters.first().map(|m| self.full(&m.name)).unwrap_or_default();
@@ -253,10 +267,12 @@ impl<'a> Draft<'a> {
             let (control, etcd) = (format!("binaries-control-plane/{full}"), format!("binaries-etcd/{full}"));
             let ready = format!("ready/{full}");
             let after = if full == first { "" } else { first_api.as_str() };
-            self.binaries(&control, &full, Role::Master, |name| name.starts_with("kube"), &[&ready, &etcd, after]);
+            if !self.in_place {
+                self.binaries(&control, &full, Role::Master, |name| name.starts_with("kube"), &[&ready, &etcd, after]);
+            }
             let params = ApiStart { server: full.clone() };
             let title = format!("start the API server on {full}");
-            self.add(format!("api/{full}"), &params, &["etcd-agree", &control, after], title, reason, 180);
+            self.add(format!("api/{full}"), &params, &[agree, &control, after], title, reason, 180);
         }
         if !masters.is_empty() {
             then(self, &first);
@@ -290,7 +306,8 @@ impl<'a> Draft<'a> {
         self.add(format!("node/{full}"), &params, &[&start_id, &api], title, reason, 240);
     }
 
-    fn ready(&mut self, full: &str, reason: &str) {
+    /// Waits until a server answers.
+    pub fn ready(&mut self, full: &str, reason: &str) {
         let params = MachineReady { server: full.to_owned() };
         let server = format!("server/{full}");
         let title = format!("wait until {full} answers with its pinned host key");
@@ -321,6 +338,7 @@ impl<'a> Draft<'a> {
             cluster: basis.cluster.name.clone(),
             purpose,
             snapshot: self.snapshot,
+            runbook: None,
             lineage: basis.lineage.to_owned(),
             parent: basis.parent.map(str::to_owned),
             created_at: basis.now,

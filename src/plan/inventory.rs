@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::ports::{Network, NodeProbe, PlacementGroup, Server, SnapshotInfo, SshKey, Volume};
+use crate::ports::{Member, Network, NodeProbe, PlacementGroup, Server, SnapshotInfo, SshKey, Volume};
 
 /// What was observed of a cluster. Servers and volumes are those that carry its label.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,10 @@ pub struct Inventory {
     pub ready_nodes: BTreeSet<String>,
     /// etcd serves reads that need a majority.
     pub quorum: bool,
+    /// etcd's membership, as its majority knows it; empty if there is none.
+    pub members: Vec<Member>,
+    /// Masters' servers whose etcd member serves reads that need a majority.
+    pub etcd_serving: BTreeSet<String>,
     /// Digests of the binaries the bucket has.
     pub mirrored: BTreeSet<String>,
     /// The bucket keeps the cluster's secrets.

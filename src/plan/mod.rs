@@ -3,16 +3,22 @@
 
 mod build;
 mod draft;
+mod guards;
 mod inventory;
 pub mod params;
 mod placement;
 mod rebuild;
+mod replace;
+mod reversal;
+mod runbook;
 mod types;
 
 pub use build::plan_build;
 pub use draft::{Basis, LINEAGE_LABEL, NAME_LABEL, OWNER_LABEL, ROLE_LABEL};
 pub use inventory::Inventory;
 pub use rebuild::{RebuildChoice, plan_rebuild};
+pub use reversal::{Reversal, point_of_no_return, reversal};
+pub use runbook::{RunbookChoice, plan_runbook};
 pub use types::*;
 
 /// Why there is no plan. Nothing was touched.
@@ -24,11 +30,18 @@ pub enum PlanError {
     Foreign(Vec<String>),
     /// Data of this cluster exists, and a build would found an empty one beside it.
     #[error("{reason}")]
-    DataExists { reason: String },
+    DataExists {
+        reason: String,
+        /// Masters whose volume with etcd's data still exists.
+        volumes: Vec<String>,
+    },
     #[error("the cluster is alive: {reason}")]
     Alive { reason: String },
     #[error("{reason}")]
     Unbuildable { reason: String, hint: String },
+    /// A runbook's guard does not hold.
+    #[error("{guard} does not hold: {reason}")]
+    Guard { guard: String, reason: String, hint: String },
     #[error("no snapshot {wanted} in the bucket; there {}", listed(.available))]
     NoSnapshot { wanted: String, available: Vec<String> },
 }

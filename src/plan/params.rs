@@ -81,6 +81,28 @@ params! {
     "worker.configure" v 1 => WorkerConfigure { server: String, worker: String }
     /// Starts a worker's kubelet and proxy.
     "worker.start" v 1 => WorkerStart { server: String }
+    /// Takes a snapshot into the bucket and reads it back if asked.
+    "snapshot.take" v 1 => SnapshotTake { servers: BTreeMap<String, String>, verify: bool }
+    /// Stops controllers and API server of one master, and keeps them stopped over a reboot.
+    "control_plane.stop" v 1 => ControlPlaneStop { server: String }
+    /// Stops etcd on one master and unmounts its volume.
+    "etcd.stop" v 1 => EtcdStop { server: String }
+    /// Cuts a server's power.
+    "server.power_off" v 1 => ServerPowerOff { id: u64, name: String }
+    /// Switches a server on.
+    "server.power_on" v 1 => ServerPowerOn { id: u64, name: String }
+    /// Detaches a volume from whatever server of this cluster it is attached to.
+    "volume.detach" v 1 => VolumeDetach { id: u64, name: String }
+    /// Attaches a volume that exists; never makes one.
+    "volume.attach" v 1 => VolumeAttach { id: u64, name: String, server: String }
+    /// Waits until every member has exactly the data on which all agreed in an earlier step.
+    "etcd.unchanged" v 1 => EtcdUnchanged { servers: BTreeMap<String, String>, since: String }
+    /// Writes an object through one API server and reads it back.
+    "api.write" v 1 => ApiWrite { server: String }
+    /// Takes a member out of etcd's membership, through the others.
+    "member.remove" v 1 => MemberRemove { id: u64, name: String, through: BTreeMap<String, String> }
+    /// Adds a member to etcd's membership, through the others.
+    "member.add" v 1 => MemberAdd { name: String, peer_url: String, through: BTreeMap<String, String> }
     /// Waits until the node is registered and ready, and sets its labels.
     "node.ready" v 1 => NodeReady { node: String, master_server: String, labels: BTreeMap<String, String> }
 }

@@ -10,6 +10,17 @@ pub enum Purpose {
     Build,
     /// Bring the cluster back from Git and the bucket.
     Rebuild,
+    /// Run a runbook.
+    Runbook,
+}
+
+/// Which runbook a plan is of, as it was when the plan was drawn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunbookRun {
+    pub runbook: crate::config::Runbook,
+    /// The masters that were chosen.
+    pub servers: Vec<String>,
 }
 
 /// One concrete effect on one thing. Its parameters are complete: execution makes no choices.
@@ -44,6 +55,9 @@ pub struct Plan {
     pub purpose: Purpose,
     /// The snapshot that is restored.
     pub snapshot: Option<String>,
+    /// Set if the purpose is a runbook.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runbook: Option<RunbookRun>,
     /// The run that founded or last rebuilt the cluster: all plans of one build or rebuild share it.
     pub lineage: String,
     /// The plan this one replaced, if a run was re-planned.

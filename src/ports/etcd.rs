@@ -92,6 +92,10 @@ pub trait Etcd: Send + Sync {
     fn members(&self) -> Vec<String>;
     async fn status(&self, member: &str) -> PortResult<MemberStatus>;
     async fn member_list(&self, member: &str) -> PortResult<Vec<Member>>;
+    /// Takes a member out of the membership, asking another one.
+    async fn member_remove(&self, member: &str, id: u64) -> PortResult<()>;
+    /// Adds a member that has not started yet, asking another one; returns its id.
+    async fn member_add(&self, member: &str, peer_url: &str) -> PortResult<u64>;
     /// Hash at a revision (0: the newest).
     async fn hash_kv(&self, member: &str, revision: i64) -> PortResult<HashKv>;
     /// The snapshot stream, etcd's own SHA-256 trailer included.

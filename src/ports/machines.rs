@@ -1,13 +1,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use super::{ByteStream, Host, PortResult, RemoteFile};
+use super::{ByteStream, Etcd, Host, PortResult, RemoteFile};
 
 /// A pinned binary and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +76,12 @@ pub trait Machines: Send + Sync {
     async fn etcd_restored(&self, host: &Host, restore: &EtcdRestore) -> PortResult<bool>;
     /// Enables and starts a service; returns when the service manager has taken the job.
     async fn start(&self, host: &Host, service: Service) -> PortResult<()>;
+    /// Stops services in this order and keeps them stopped over a reboot; returns when they have ended.
+    async fn stop(&self, host: &Host, services: &[Service]) -> PortResult<()>;
+    /// Unmounts etcd's volume and keeps it unmounted over a reboot.
+    async fn unmount_etcd_volume(&self, host: &Host) -> PortResult<()>;
+    /// Lets go of connections to a machine whose power was cut.
+    fn forget(&self, host: &Host);
 }
 
 /// What can be started on a machine by itself.
@@ -132,6 +139,10 @@ pub trait Backups: Send + Sync {
     /// The plain etcd snapshot; the stream ends with an error if its digest is not the manifest's.
     async fn open_etcd(&self, id: &str) -> PortResult<ByteStream>;
     async fn open_recovery_set(&self, id: &str) -> PortResult<RecoverySet>;
+    /// Takes a snapshot of these members, with all a recovery needs, and returns its id.
+    async fn take(&self, etcd: Arc<dyn Etcd>) -> PortResult<String>;
+    /// Reads a snapshot back: every digest, every page. `Corrupt` if it is not what it says.
+    async fn verify(&self, id: &str) -> PortResult<()>;
 }
 
 /// Pinned binaries on this machine.

@@ -206,6 +206,10 @@ impl Shell for SshShell {
         execute(session, host, command, data, deadline.saturating_sub(start.elapsed())).await
     }
 
+    fn forget(&self, host: &Host) {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
+    }
+
     async fn forward(&self, host: &Host, remote: SocketAddr) -> PortResult<Forward> {
         // Connect first, so that a machine that is down or not the pinned one is reported here and by its name.
         self.shared(host, TCP_TIMEOUT).await?;

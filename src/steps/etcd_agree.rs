@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::waiting::until;
 use super::{Observed, StepContext, StepKind};
 use crate::plan::params::EtcdAgree;
-use crate::ports::{ErrorCode, Etcd, EtcdEndpoint, PortError, PortResult};
+use crate::ports::{ErrorCode, Etcd, PortError, PortResult};
 
 /// Waits until all members agree.
 pub struct EtcdAgreeStep;
@@ -32,21 +32,13 @@ impl StepKind for EtcdAgreeStep {
     }
 
     async fn apply(&self, cx: &StepContext<'_>, params: &EtcdAgree) -> PortResult<Agreement> {
-        let mut endpoints = Vec::new();
-        for (master, server) in &params.servers {
-            let config = cx.world.cluster.masters.iter().find(|m| m.name == *master).ok_or_else(|| {
-                PortError::new(ErrorCode::Invalid, format!("cluster.yaml has no master {master} any more"))
-            })?;
-            let host = cx.server(server).await?.host();
-            endpoints.push(EtcdEndpoint { name: master.clone(), host, address: config.address });
-        }
-        let etcd = cx.world.etcd(&endpoints).await?;
+        let etcd = cx.etcd(&params.servers).await?;
         until("waiting for etcd", AGREE_WITHIN, ASK_EVERY, || agreement(etcd.as_ref())).await
     }
 }
 
 /// One look at all members: same cluster, a leader, and the same hash at one revision.
-async fn agreement(etcd: &dyn Etcd) -> PortResult<Result<Agreement, String>> {
+pub(super) async fn agreement(etcd: &dyn Etcd) -> PortResult<Result<Agreement, String>> {
     let mut statuses = Vec::new();
     for member in etcd.members() {
         let status = etcd.status(&member).await.map_err(|e| e.context(format!("member {member}")))?;

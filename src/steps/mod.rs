@@ -12,24 +12,32 @@ use crate::plan::params::Params;
 use crate::ports::{ErrorCode, PortError, PortResult};
 
 mod api_start;
+mod api_write;
 mod artifact_mirror;
 mod binaries_install;
 mod cluster_clean;
+mod control_plane_stop;
 mod controllers_start;
 mod etcd_agree;
 mod etcd_mount;
 mod etcd_restore;
 mod etcd_start;
+mod etcd_stop;
+mod etcd_unchanged;
 mod machine_ready;
 mod master_configure;
+mod member_change;
 mod network_create;
 mod node_ready;
 mod placement_group_create;
 mod secrets_keep;
 mod server_create;
 mod server_fence;
+mod server_power;
 mod servers;
+mod snapshot_take;
 mod ssh_key_create;
+mod volume_move;
 mod volume_provide;
 mod volume_retire;
 mod waiting;
@@ -38,6 +46,7 @@ mod worker_start;
 mod world;
 
 pub use artifact_mirror::object_key;
+pub use etcd_agree::Agreement;
 pub use servers::{HOST_KEY_LABEL, ServerOutput};
 pub use world::World;
 
@@ -143,6 +152,17 @@ impl Registry {
         registry.add(worker_configure::WorkerConfigureStep);
         registry.add(worker_start::WorkerStartStep);
         registry.add(node_ready::NodeReadyStep);
+        registry.add(snapshot_take::SnapshotTakeStep);
+        registry.add(control_plane_stop::ControlPlaneStopStep);
+        registry.add(etcd_stop::EtcdStopStep);
+        registry.add(server_power::ServerPowerOffStep);
+        registry.add(server_power::ServerPowerOnStep);
+        registry.add(volume_move::VolumeDetachStep);
+        registry.add(volume_move::VolumeAttachStep);
+        registry.add(etcd_unchanged::EtcdUnchangedStep);
+        registry.add(api_write::ApiWriteStep);
+        registry.add(member_change::MemberRemoveStep);
+        registry.add(member_change::MemberAddStep);
         registry
     }
 

@@ -1,13 +1,15 @@
 //! Finding a server by its name: from this run's outputs, or from the cloud.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
 use super::StepContext;
-use crate::ports::{ErrorCode, Host, PortError, PortResult, Server};
+use crate::ports::{ErrorCode, Etcd, EtcdEndpoint, Host, PortError, PortResult, Server};
 
 /// Label with the pinned host key's fingerprint: it survives the loss of everything local. The value is `s`, the
 /// fingerprint in URL-safe base64, `s`: a label may neither begin nor end with the alphabet's dash and underscore.
@@ -73,6 +75,19 @@ impl StepContext<'_> {
         let server =
             server.ok_or_else(|| PortError::new(ErrorCode::NotFound, format!("server {name} does not exist")))?;
         ServerOutput::of(&server)
+    }
+
+    /// A connection to the etcd members of these masters, by their servers.
+    pub async fn etcd(&self, servers: &BTreeMap<String, String>) -> PortResult<Arc<dyn Etcd>> {
+        let mut endpoints = Vec::new();
+        for (master, server) in servers {
+            let config = self.world.cluster.masters.iter().find(|m| m.name == *master).ok_or_else(|| {
+                PortError::new(ErrorCode::Invalid, format!("cluster.yaml has no master {master} any more"))
+            })?;
+            let host = self.server(server).await?.host();
+            endpoints.push(EtcdEndpoint { name: master.clone(), host, address: config.address });
+        }
+        self.world.etcd(&endpoints).await
     }
 
     /// The cluster's long-lived secrets, loaded from the vault once.

@@ -85,6 +85,12 @@ impl Etcd for FakeEtcd {
     async fn member_list(&self, _: &str) -> PortResult<Vec<Member>> {
         unused()
     }
+    async fn member_remove(&self, _: &str, _: u64) -> PortResult<()> {
+        unused()
+    }
+    async fn member_add(&self, _: &str, _: &str) -> PortResult<u64> {
+        unused()
+    }
     async fn hash_kv(&self, member: &str, _: i64) -> PortResult<HashKv> {
         self.member(member).hash.clone()
     }

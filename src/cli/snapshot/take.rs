@@ -3,10 +3,10 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{print_json, size};
-use crate::backup::{Compression, Progress, TakeRequest, Taken, take};
+use crate::backup::{Progress, Taken};
 use crate::cli::connect::{Connected, connect};
 use crate::cli::{CliError, Context};
-use crate::distribution::{pki::ClusterSecrets, server_name};
+use crate::distribution::server_name;
 use crate::ports::{ErrorCode, EtcdEndpoint, PortError, PortResult};
 use crate::steps::ServerOutput;
 
@@ -40,19 +40,7 @@ pub(super) fn run(context: &Context) -> Result<(), CliError> {
 /// Takes a snapshot of the declared cluster: finds its masters, connects, and adds to the cluster's secrets what else a
 /// recovery needs.
 async fn take_now(connected: &Connected, progress: &Progress) -> PortResult<Taken> {
-    let (world, declared) = (&connected.world, &connected.declared);
-    let mut recovery = world.vault.load().await?.ok_or_else(|| {
-        PortError::new(ErrorCode::NotFound, format!("the bucket keeps no secrets of cluster {}", world.cluster.name))
-            .hint("no snapshot was taken; a cluster that hk-dr built has them: run `hk-dr build` first")
-    })?;
-    // Names what is missing or unusable, better than a list of paths could.
-    ClusterSecrets::from_recovery_set(&recovery)
-        .map_err(|e| PortError::new(ErrorCode::Corrupt, format!("no snapshot was taken: {e}")))?;
-    recovery.insert("cluster.yaml".to_owned(), (0o644, declared.text.clone().into_bytes()));
-    if let Some(commit) = &declared.git_commit {
-        recovery.insert("git-commit".to_owned(), (0o644, format!("{commit}\n").into_bytes()));
-    }
-
+    let world = &connected.world;
     let mut endpoints = Vec::new();
     for master in &world.cluster.masters {
         let name = server_name(&world.cluster, &master.name);
@@ -68,19 +56,7 @@ async fn take_now(connected: &Connected, progress: &Progress) -> PortResult<Take
             .hint("no snapshot was taken; `hk-dr rebuild` brings the cluster back from the newest one"));
     }
     let etcd = world.etcd(&endpoints).await?;
-    take(&TakeRequest {
-        cluster: &world.cluster.name,
-        etcd: etcd.as_ref(),
-        store: world.store.as_ref(),
-        recipients: &declared.recipients,
-        recovery: &recovery,
-        required: &["cluster.yaml"],
-        git_commit: declared.git_commit.clone(),
-        clock: world.clock.as_ref(),
-        compression: Compression::default(),
-        progress,
-    })
-    .await
+    connected.source.take(etcd.as_ref(), world.store.as_ref(), progress).await
 }
 
 /// Shows how far it is, until it is dropped.

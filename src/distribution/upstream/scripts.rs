@@ -17,6 +17,9 @@ pub const REFUSED: i32 = 20;
 /// Exit status of a script whose precondition does not hold (no device, not mounted, wrong digest). It can be repeated.
 pub const NOT_READY: i32 = 21;
 
+/// How long a service may take to end by itself, in tenths of a second.
+const STOP_GRACE_TENTHS: u32 = 8;
+
 /// The whole script is read before any of it runs, and nothing in it can swallow the rest of standard input. A lost
 /// connection does not stop it in the middle.
 fn script(body: &str) -> String {
@@ -91,11 +94,13 @@ pub fn format_and_mount_script(device: &str) -> String {
          elif [ \"$type\" != ext4 ]; then\n\
          echo \"$device holds $type, not ext4; nothing was changed\" >&2; exit {REFUSED}\n\
          fi\n\
-         systemctl daemon-reload\n\
-         systemctl enable -q --now var-lib-etcd.mount\n\
+         {reload}\n\
+         systemctl --no-reload enable -q var-lib-etcd.mount\n\
+         systemctl start var-lib-etcd.mount\n\
          mounted=$(findmnt -n -o SOURCE {ETCD_MOUNT})\n\
          [ \"$(readlink -f \"$mounted\")\" = \"$(readlink -f \"$device\")\" ] || {{ echo \"{ETCD_MOUNT} is $mounted, not $device; nothing was changed\" >&2; exit {REFUSED}; }}\n\
-         chmod 700 {ETCD_MOUNT}"
+         chmod 700 {ETCD_MOUNT}",
+        reload = reload_for(&["var-lib-etcd.mount"])
     ))
 }
 
@@ -160,30 +165,56 @@ pub fn etcd_restore_script(restore: &EtcdRestore) -> String {
 /// Starts etcd and returns at once: it is ready when a majority of members is, which is for the caller to wait for.
 pub fn start_etcd_script() -> String {
     script(&format!(
-        "systemctl daemon-reload\nmountpoint -q {ETCD_MOUNT} || {{ echo \"{ETCD_MOUNT} is not mounted\" >&2; exit {NOT_READY}; }}\n\
-         mkdir -p -m 700 {ETCD_DATA_DIR}\nsystemctl enable -q etcd\nsystemctl start --no-block etcd"
+        "{reload}\nmountpoint -q {ETCD_MOUNT} || {{ echo \"{ETCD_MOUNT} is not mounted\" >&2; exit {NOT_READY}; }}\n\
+         mkdir -p -m 700 {ETCD_DATA_DIR}\nsystemctl --no-reload enable -q etcd\nsystemctl start --no-block etcd",
+        reload = reload_for(&["etcd"])
     ))
 }
 
 /// Starts the API server alone: a rebuild removes what names dead servers before any controller acts on it.
 pub fn start_apiserver_script() -> String {
-    script("systemctl daemon-reload\nsystemctl enable -q kube-apiserver\nsystemctl start --no-block kube-apiserver")
+    start_script(&["kube-apiserver"])
 }
 
 /// Starts controller manager and scheduler.
 pub fn start_controllers_script() -> String {
-    script(
-        "systemctl daemon-reload\nsystemctl enable -q kube-controller-manager kube-scheduler\n\
-         systemctl start --no-block kube-controller-manager kube-scheduler",
-    )
+    start_script(&["kube-controller-manager", "kube-scheduler"])
 }
 
-/// Stops everything a master runs, controllers first, and keeps it stopped over a reboot.
-pub fn stop_master_script() -> String {
-    script(
-        "for unit in kube-controller-manager kube-scheduler kube-apiserver etcd; do\n\
-         systemctl disable -q --now $unit 2>/dev/null || ! systemctl is-active -q $unit\ndone",
-    )
+fn start_script(units: &[&str]) -> String {
+    let (reload, units) = (reload_for(units), units.join(" "));
+    script(&format!("{reload}\nsystemctl --no-reload enable -q {units}\nsystemctl start --no-block {units}"))
+}
+
+/// Lets systemd read its files anew only where one of these changed: that takes longer than starting them.
+fn reload_for(units: &[&str]) -> String {
+    let units = units.join(" ");
+    format!("if systemctl show -p NeedDaemonReload --value {units} | grep -q yes; then systemctl daemon-reload; fi")
+}
+
+/// Stops units together and keeps them stopped over a reboot. What does not end by itself in time is killed: an API
+/// server would wait a minute for its watchers, a member of etcd for others to take its leadership, and neither has
+/// anything in memory that was acknowledged and is not on disk. A unit that is not installed is stopped.
+pub fn stop_script(units: &[&str]) -> String {
+    let units = units.join(" ");
+    script(&format!(
+        "systemctl --no-reload disable -q {units} 2>/dev/null || true\n\
+         systemctl stop --no-block {units} 2>/dev/null || true\n\
+         ended() {{ ! systemctl show -p ActiveState --value {units} | grep -qvE '^(inactive|failed)?$'; }}\n\
+         for i in $(seq 1 {STOP_GRACE_TENTHS}); do ended && exit 0; sleep 0.1; done\n\
+         systemctl kill -s KILL {units} 2>/dev/null || true\n\
+         for i in $(seq 1 100); do ended && exit 0; sleep 0.1; done\n\
+         echo \"still running: $(systemctl is-active {units} | tr '\\n' ' ')\" >&2; exit {NOT_READY}"
+    ))
+}
+
+/// Unmounts etcd's volume and keeps it unmounted over a reboot: the volume may be elsewhere then.
+pub fn unmount_script() -> String {
+    script(&format!(
+        "systemctl --no-reload disable -q var-lib-etcd.mount 2>/dev/null || true\n\
+         systemctl stop var-lib-etcd.mount || true\n\
+         if mountpoint -q {ETCD_MOUNT}; then echo \"{ETCD_MOUNT} is still in use\" >&2; exit {NOT_READY}; fi\nsync"
+    ))
 }
 
 /// Starts containerd and loads the image bundles: slow, and independent of the control plane.

@@ -1,0 +1,102 @@
+//! Runbooks: rehearsals and recoveries as ordered steps.
+
+mod conclude;
+mod find;
+mod show;
+
+use clap::Subcommand;
+
+use super::drive::{Manner, draw, draw_and_execute};
+use super::{CliError, Context, ExitKind};
+use crate::config::Verb;
+use crate::drawing::{Course, Wanted};
+use crate::plan::{Plan, RunbookChoice};
+
+pub(super) use conclude::{Measured, earlier_runs};
+pub(super) use show::render;
+
+/// Rehearse or recover by a runbook: list, show, plan, run, validate.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List runbooks: those of the Git directory's runbooks/ and those that come with hk-dr.
+    List,
+    /// Show a runbook's text, to read or to copy into runbooks/ and edit.
+    Show { name: String },
+    /// Show each step, how it is undone and where there is no way back; touches nothing. Exit code 2 if a guard fails.
+    Plan(Choice),
+    /// Run it: shows the plan, asks, executes, measures, writes evidence.
+    Run {
+        #[command(flatten)]
+        choice: Choice,
+        /// Don't ask.
+        #[arg(short, long)]
+        yes: bool,
+        /// Show the plan and stop.
+        #[arg(long, alias = "plan")]
+        dry_run: bool,
+        /// Ask before each step.
+        #[arg(long)]
+        step: bool,
+    },
+    /// Check runbooks; without a name all of them.
+    Validate { name: Option<String> },
+}
+
+/// Which runbook, on what.
+#[derive(clap::Args)]
+struct Choice {
+    /// Its name, or the path of a file.
+    name: String,
+    /// A master to act on, by its short name. Repeatable.
+    #[arg(long, value_name = "NAME")]
+    server: Vec<String>,
+    /// For masters.replace: a new, empty volume even where the old one could be attached again.
+    #[arg(long)]
+    fresh_volume: bool,
+}
+
+/// Runs the command.
+pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    match args.command {
+        Command::List => show::list(context),
+        Command::Show { name } => show::text(&name, context),
+        Command::Plan(choice) => plan(&choice, context),
+        Command::Run { choice, yes: _, dry_run: true, step: _ } => plan(&choice, context),
+        Command::Run { choice, yes, dry_run: false, step } => {
+            let wanted = wanted(&choice, context)?;
+            let run = draw_and_execute(context, &wanted, &Manner { yes, step })?;
+            // What there is to say of a run that was made was said by its evidence.
+            if run.is_none() {
+                super::build::report(context, None, "the runbook has no steps for this cluster");
+            }
+            Ok(())
+        }
+        Command::Validate { name } => show::validate(name.as_deref(), context),
+    }
+}
+
+fn wanted(choice: &Choice, context: &Context) -> Result<Wanted, CliError> {
+    let mut runbook = find::load(&choice.name, context)?;
+    if choice.fresh_volume {
+        let mut replacing = runbook.steps.iter_mut().filter(|s| s.verb == Verb::MastersReplace).peekable();
+        if replacing.peek().is_none() {
+            let message = format!("runbook {} replaces no master: --fresh-volume has no meaning there", choice.name);
+            return Err(CliError::new(ExitKind::Usage, message).hint("nothing was touched"));
+        }
+        replacing.for_each(|step| step.fresh_volume = true);
+    }
+    Ok(Wanted::Runbook(RunbookChoice { runbook, servers: choice.server.clone() }))
+}
+
+fn plan(choice: &Choice, context: &Context) -> Result<(), CliError> {
+    let wanted = wanted(choice, context)?;
+    let connected = super::connect::connect(context)?;
+    let plan: Plan = context.block_on(draw(&connected, &wanted, &Course::default()))?;
+    show::plan(&plan, context)
+}

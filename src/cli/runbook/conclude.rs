@@ -1,0 +1,157 @@
+//! Canaries around a run, and its evidence after it.
+
+use std::time::Duration;
+
+use crate::cli::connect::Connected;
+use crate::cli::{CliError, Context, ExitKind};
+use crate::drill::{
+    Attempt, Canaries, Circumstances, Evidence, Verdict, evidence, read_canaries, remove_canaries, survivors,
+};
+use crate::plan::Plan;
+use crate::ports::PutCondition;
+use crate::runs::{RunDir, Runs};
+
+/// How long the first canary may take before the run goes on without.
+const FIRST_WITHIN: Duration = Duration::from_secs(5);
+const EVIDENCE_FILE: &str = "evidence.json";
+
+/// A run that is measured.
+pub struct Measured {
+    canaries: Option<Canaries>,
+}
+
+impl Measured {
+    /// Starts the canaries. Where none is acknowledged, the run goes on: a cluster that is down is to be brought back.
+    pub async fn begin(context: &Context, connected: &Connected, plan: &Plan, dir: &RunDir) -> Self {
+        let canaries = match Canaries::start(&connected.world, &plan.id, &dir.file("canaries.jsonl")) {
+            Ok(mut canaries) => {
+                if !canaries.first(FIRST_WITHIN).await && !context.global.quiet {
+                    eprintln!("note: no API server acknowledges writes now; what is lost will not be measured");
+                }
+                Some(canaries)
+            }
+            Err(error) => {
+                if !context.global.quiet {
+                    eprintln!("note: {error}; what is lost will not be measured");
+                }
+                None
+            }
+        };
+        Self { canaries }
+    }
+
+    /// Ends the canaries, counts them, draws up the evidence, keeps it here and in the bucket, and says how it was.
+    pub async fn conclude(
+        self,
+        context: &Context,
+        connected: &Connected,
+        plan: &Plan,
+        dir: &RunDir,
+        ended: bool,
+    ) -> Result<(), CliError> {
+        if let Some(canaries) = self.canaries {
+            canaries.stop().await;
+        }
+        let attempts = read_canaries(&dir.file("canaries.jsonl")).unwrap_or_default();
+        let there = survivors(&connected.world, &plan.id).await.ok();
+        let evidence = draw_up(connected, plan, dir, &attempts, there.as_ref())?;
+        let text = serde_json::to_vec_pretty(&evidence)
+            .map_err(|e| CliError::new(ExitKind::Failed, format!("the evidence can't be written as JSON: {e}")))?;
+        let path = dir.file(EVIDENCE_FILE);
+        let kept = crate::secrets::write_file(&path, 0o600, &text, true);
+        // A run that is taken up again needs its canaries; otherwise nothing of the measurement stays in the cluster.
+        if ended && let Some(there) = &there {
+            let _ = remove_canaries(&connected.world, there).await;
+        }
+        let key = format!("{}/runs/{}/{EVIDENCE_FILE}", plan.cluster, plan.id);
+        if let Err(error) = connected.world.store.put(&key, text.into(), PutCondition::Any).await
+            && !context.global.quiet
+        {
+            eprintln!("warning: the evidence is not in the bucket: {error}");
+        }
+        kept?;
+        if !ended {
+            return Ok(());
+        }
+        say(context, &evidence, &path.display().to_string());
+        if evidence.verdict == Verdict::Passed {
+            return Ok(());
+        }
+        Err(CliError { kind: ExitKind::Differs, message: String::new(), hints: Vec::new(), report: None })
+    }
+}
+
+fn draw_up(
+    connected: &Connected,
+    plan: &Plan,
+    dir: &RunDir,
+    attempts: &[Attempt],
+    survivors: Option<&std::collections::BTreeSet<String>>,
+) -> Result<Evidence, CliError> {
+    let (events, _) = dir.replay(plan)?;
+    Ok(evidence(
+        plan,
+        &events,
+        &Circumstances {
+            cluster: &connected.world.cluster,
+            started_by: who(),
+            git_commit: connected.declared.git_commit.clone(),
+            attempts,
+            survivors,
+        },
+    ))
+}
+
+fn who() -> String {
+    let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "unknown".into());
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{user}@{}", machine.trim())
+}
+
+fn say(context: &Context, evidence: &Evidence, path: &str) {
+    if context.global.json {
+        println!("{}", serde_json::json!(evidence));
+        return;
+    }
+    let verdict = match evidence.verdict {
+        Verdict::Passed => "PASSED",
+        Verdict::Failed => "FAILED",
+        Verdict::Inconclusive => "INCONCLUSIVE",
+    };
+    println!("{verdict}: {} on cluster {} (run {})", evidence.runbook, evidence.cluster, evidence.run);
+    for reason in &evidence.reasons {
+        println!("  · {reason}");
+    }
+    let number = |value: Option<f64>| value.map_or_else(|| "not measured".to_owned(), |s| format!("{s:.1} s"));
+    println!(
+        "Recovery time   {:>10}   from the first stop to an acknowledged write",
+        number(evidence.recovery.seconds)
+    );
+    println!("Recovery point  {:>10}   age of what was lost", number(evidence.recovery_point.seconds));
+    println!(
+        "Writes          {:>10}   of {} acknowledged; longest gap {}",
+        evidence.writes.percent.map_or_else(|| "-".into(), |p| format!("{p:.1}%")),
+        evidence.writes.attempted,
+        number(evidence.writes.longest_gap_seconds)
+    );
+    println!("Evidence        {path}");
+}
+
+/// Seconds that finished runs of the same runbook took on this machine, oldest first.
+pub fn earlier_runs(context: &Context, plan: &Plan) -> Vec<f64> {
+    let Some(wanted) = plan.runbook.as_ref().map(|r| r.runbook.name.as_str()) else { return Vec::new() };
+    let runs = Runs::of(&context.state_dir(), &plan.cluster);
+    let mut seconds = Vec::new();
+    for id in runs.ids().unwrap_or_default() {
+        let Ok(text) = std::fs::read(runs.open(&id).file(EVIDENCE_FILE)) else { continue };
+        let Ok(evidence) = serde_json::from_slice::<Evidence>(&text) else { continue };
+        if evidence.runbook != wanted {
+            continue;
+        }
+        let time = |text: &Option<String>| text.as_ref().and_then(|t| t.parse::<jiff::Timestamp>().ok());
+        if let (Some(began), Some(ended)) = (time(&evidence.began), time(&evidence.ended)) {
+            seconds.push(ended.duration_since(began).as_secs_f64());
+        }
+    }
+    seconds
+}

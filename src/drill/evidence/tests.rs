@@ -1,0 +1,114 @@
+use super::*;
+use crate::config::{load_runbook, parse};
+use crate::journal::JOURNAL_FORMAT;
+use crate::plan::{Purpose, RunbookRun, Step};
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_000_000 + second).unwrap()
+}
+
+fn step_of(id: &str, kind: &str) -> Step {
+    Step {
+        id: id.into(),
+        kind: kind.into(),
+        version: 1,
+        params: serde_json::json!({"server": "demo-m1"}),
+        needs: Vec::new(),
+        title: id.into(),
+        reason: String::new(),
+        deadline_seconds: 1,
+    }
+}
+
+fn plan() -> Plan {
+    let text = include_str!("../../../runbooks/masters-online-offline-online.yaml");
+    Plan {
+        format: 1,
+        id: "r1".into(),
+        cluster: "demo".into(),
+        purpose: Purpose::Runbook,
+        snapshot: None,
+        runbook: Some(RunbookRun { runbook: load_runbook(text, "r.yaml").unwrap(), servers: Vec::new() }),
+        lineage: "l".into(),
+        parent: None,
+        created_at: at(0),
+        inputs_digest: String::new(),
+        steps: vec![step_of("stop", "control_plane.stop"), step_of("api", "api.start"), step_of("write", "api.write")],
+        findings: Vec::new(),
+    }
+}
+
+/// Each step takes a second; `write` is done at this second.
+fn events(written: i64) -> Vec<Event> {
+    let bodies = [
+        (0, Body::RunStarted { run: "r1".into(), plan: "r1".into() }),
+        (10, Body::StepStarted { step: "stop".into(), attempt: 1 }),
+        (11, Body::StepFinished { step: "stop".into(), found: false, output: serde_json::json!(null) }),
+        (12, Body::StepStarted { step: "api".into(), attempt: 1 }),
+        (13, Body::StepFinished { step: "api".into(), found: false, output: serde_json::json!(null) }),
+        (13, Body::StepStarted { step: "write".into(), attempt: 1 }),
+        (written, Body::StepFinished { step: "write".into(), found: false, output: serde_json::json!(null) }),
+        (written, Body::RunFinished),
+    ];
+    let event =
+        |(seq, (second, body))| Event { seq, at: at(second), format: JOURNAL_FORMAT, binary_version: "0".into(), body };
+    (0..).zip(bodies).map(event).collect()
+}
+
+fn canary(number: i64, acknowledged: bool) -> Attempt {
+    Attempt {
+        name: format!("c{number}"),
+        at: at(number),
+        acknowledged_at: acknowledged.then(|| at(number)),
+        through: None,
+    }
+}
+
+fn judged(events: &[Event], attempts: &[Attempt], survivors: &[&str]) -> Evidence {
+    let cluster = parse(include_str!("../../../examples/demo/cluster.yaml"), "cluster.yaml").unwrap();
+    let survivors = survivors.iter().map(|s| (*s).to_owned()).collect();
+    let around = Circumstances {
+        cluster: &cluster,
+        started_by: "me".into(),
+        git_commit: None,
+        attempts,
+        survivors: Some(&survivors),
+    };
+    evidence(&plan(), events, &around)
+}
+
+#[test]
+fn the_time_counts_from_the_first_stop_to_the_first_write() {
+    let found = judged(&events(17), &[canary(8, true), canary(14, false), canary(18, true)], &["c8", "c18"]);
+    assert_eq!(found.recovery.seconds, Some(7.0));
+    assert_eq!(found.writes.longest_gap_seconds, Some(10.0));
+    assert_eq!((found.recovery_point.lost, found.recovery_point.seconds), (Some(0), Some(0.0)));
+    assert_eq!(found.verdict, Verdict::Passed, "{:?}", found.reasons);
+}
+
+#[test]
+fn a_missed_target_a_lost_canary_and_a_broken_run_each_fail() {
+    let late = judged(&events(21), &[canary(8, true)], &["c8"]);
+    assert_eq!(late.verdict, Verdict::Failed, "{:?}", late.reasons);
+    let lost = judged(&events(17), &[canary(5, true), canary(8, true)], &["c5"]);
+    assert_eq!((lost.verdict, lost.recovery_point.seconds), (Verdict::Failed, Some(5.0)));
+    let broken = judged(&events(17)[..5], &[canary(5, true)], &["c5"]);
+    assert_eq!(broken.verdict, Verdict::Failed);
+    assert!(broken.reasons[0].contains("did not end"), "{:?}", broken.reasons);
+}
+
+#[test]
+fn without_a_canary_nothing_is_shown() {
+    assert_eq!(judged(&events(17), &[], &[]).verdict, Verdict::Inconclusive);
+}
+
+#[test]
+fn the_published_schemas_are_those_of_the_code() {
+    for (text, schema) in [
+        (include_str!("../../../docs/evidence.schema.json"), evidence_schema()),
+        (include_str!("../../../docs/runbook.schema.json"), crate::config::runbook_schema()),
+    ] {
+        let published: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(published, schema, "write it anew: hk-dr schema evidence|runbook > docs/…");
+    }
+}

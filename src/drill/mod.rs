@@ -1,0 +1,7 @@
+//! What a rehearsal or a real recovery is measured by: canaries that are written while it runs, and the evidence of it.
+
+mod canaries;
+mod evidence;
+
+pub use canaries::{Attempt, Canaries, read as read_canaries, remove as remove_canaries, survivors};
+pub use evidence::*;

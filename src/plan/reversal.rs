@@ -1,0 +1,42 @@
+//! How the effect of each kind of step is taken back: what a person wants to know before agreeing to a plan.
+
+/// What becomes of a step's effect when the run is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reversal {
+    /// It leaves nothing that would have to be undone.
+    Nothing,
+    /// It can be undone so.
+    By(&'static str),
+    /// It can't be undone; this is why that is bearable.
+    Never(&'static str),
+}
+
+/// How a step of this kind is undone.
+pub fn reversal(kind: &str) -> Reversal {
+    match kind {
+        "control_plane.stop" => Reversal::By("start the API server, controller manager and scheduler"),
+        "etcd.stop" => Reversal::By("mount the volume and start etcd: its data stays where it is"),
+        "server.power_off" => Reversal::By("switch the server on"),
+        "volume.detach" => Reversal::By("attach the volume to the same server"),
+        "volume.attach" => Reversal::By("detach the volume"),
+        "volume.provide" => Reversal::By("delete the new volume"),
+        "volume.retire" => Reversal::By("give the volume its old name"),
+        "network.create" | "placement_group.create" | "ssh_key.create" => {
+            Reversal::By("delete it: nothing else uses it")
+        }
+        "server.create" => Reversal::By("delete the new server"),
+        "server.fence" => {
+            Reversal::Never("the server's own disk is gone; all it held is made anew, etcd's data is elsewhere")
+        }
+        "member.remove" => Reversal::Never("the member's data is of no use any more; the other members have all of it"),
+        "member.add" => Reversal::By("remove the new member"),
+        "etcd.restore" => Reversal::Never("the new cluster begins; the old volumes are kept under other names"),
+        "cluster.clean" => Reversal::Never("what named dead servers is gone"),
+        _ => Reversal::Nothing,
+    }
+}
+
+/// The first step after which there is no way back but forward.
+pub fn point_of_no_return(plan: &super::Plan) -> Option<&super::Step> {
+    plan.steps.iter().find(|step| matches!(reversal(&step.kind), Reversal::Never(_)))
+}

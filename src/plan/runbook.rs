@@ -1,0 +1,358 @@
+//! From a runbook's verbs to concrete steps on servers.
+
+use std::collections::BTreeMap;
+
+use super::draft::{Basis, Draft, Who, volume_name};
+use super::params::{
+    ApiWrite, ControlPlaneStop, EtcdAgree, EtcdMount, EtcdStart, EtcdStartStep, EtcdStop, EtcdUnchanged, NodeReady,
+    ServerFence, ServerPowerOff, ServerPowerOn, SnapshotTake, VolumeAttach, VolumeDetach,
+};
+use super::{Plan, PlanError, Purpose, RunbookRun, guards, replace};
+use crate::config::{Acts, MasterConfig, Runbook, RunbookStep, Verb};
+use crate::distribution::upstream::{EtcdState, Role};
+use crate::ports::{Server, Volume};
+
+/// The step in which all members agreed on a hash before they were stopped.
+pub(super) const HASH_BEFORE: &str = "etcd-before";
+/// The step that compares with it.
+pub(super) const UNCHANGED: &str = "etcd-unchanged";
+
+/// What a person chose about a runbook.
+#[derive(Debug, Clone)]
+pub struct RunbookChoice {
+    pub runbook: Runbook,
+    /// Short names of masters.
+    pub servers: Vec<String>,
+}
+
+/// A runbook being expanded.
+pub(super) struct Expansion<'a> {
+    pub draft: Draft<'a>,
+    pub masters: Vec<&'a MasterConfig>,
+    /// What each master's next step must wait for.
+    pub after: BTreeMap<&'a str, Vec<String>>,
+    pub reason: String,
+    recreated: bool,
+}
+
+/// Expands a runbook. Its guards are checked first.
+pub fn plan_runbook(basis: &Basis<'_>, choice: &RunbookChoice) -> Result<Plan, PlanError> {
+    let runbook = &choice.runbook;
+    let masters = chosen(basis, choice)?;
+    guards::check(basis, runbook, &masters)?;
+    // Servers stay where they are, and where volumes are whose data is to be kept.
+    let stay = replace::stay(basis, runbook, &masters);
+    let mut draft = Draft::new(basis, &stay)?;
+    draft.findings.push(runbook.summary.clone());
+    let makes_servers = runbook.steps.iter().any(|s| matches!(s.verb, Verb::ServersRecreate | Verb::MastersReplace));
+    draft.in_place = !makes_servers;
+    if makes_servers {
+        draft.foundation();
+        draft.artifacts(&[Role::Master]);
+    }
+    // Nothing is stopped before everything that a new server needs is where it can fetch it.
+    let first = draft.ids();
+    let mut expansion = Expansion {
+        draft,
+        after: masters.iter().map(|m| (m.name.as_str(), first.clone())).collect(),
+        masters,
+        reason: format!("runbook {}", runbook.name),
+        recreated: false,
+    };
+    for step in &runbook.steps {
+        expansion.verb(step)?;
+    }
+    let mut plan = expansion.draft.finish(Purpose::Runbook);
+    plan.runbook = Some(RunbookRun { runbook: runbook.clone(), servers: choice.servers.clone() });
+    Ok(plan)
+}
+
+fn chosen<'a>(basis: &Basis<'a>, choice: &RunbookChoice) -> Result<Vec<&'a MasterConfig>, PlanError> {
+    let cluster = basis.cluster;
+    let known: Vec<&str> = cluster.masters.iter().map(|m| m.name.as_str()).collect();
+    let refused = |reason: String, hint: String| Err(PlanError::Unbuildable { reason, hint });
+    match (choice.runbook.masters, choice.servers.as_slice()) {
+        (Acts::All, []) => Ok(cluster.masters.iter().collect()),
+        (Acts::All, _) => refused(
+            format!("runbook {} acts on every master", choice.runbook.name),
+            "nothing was touched; leave --server out".into(),
+        ),
+        (Acts::Chosen, []) => refused(
+            format!("runbook {} acts on masters that you choose, and none is chosen", choice.runbook.name),
+            format!("nothing was touched; add --server NAME, one of: {}", known.join(", ")),
+        ),
+        (Acts::Chosen, names) => {
+            if let Some(unknown) = names.iter().find(|n| !known.contains(&n.as_str())) {
+                return refused(
+                    format!("cluster.yaml has no master {unknown}"),
+                    format!("nothing was touched; its masters are: {}", known.join(", ")),
+                );
+            }
+            Ok(cluster.masters.iter().filter(|m| names.contains(&m.name)).collect())
+        }
+    }
+}
+
+impl<'a> Expansion<'a> {
+    fn verb(&mut self, step: &RunbookStep) -> Result<(), PlanError> {
+        match step.verb {
+            Verb::SnapshotTake => self.snapshot(step.verify),
+            Verb::MastersStop => self.stop(),
+            Verb::ServersPowerOff => self.power_off()?,
+            Verb::VolumesDetach => self.detach()?,
+            Verb::ServersRecreate => self.recreate()?,
+            Verb::VolumesAttach => self.attach()?,
+            Verb::ServersPowerOn => self.power_on()?,
+            Verb::MastersStart => self.start(),
+            Verb::MastersReplace => replace::replace(self, step.fresh_volume)?,
+            Verb::ClusterVerify => self.verify(step.nodes),
+        }
+        Ok(())
+    }
+
+    /// Adds a step of one master behind that master's last one.
+    pub fn chain<P: super::params::Params>(
+        &mut self,
+        master: &'a MasterConfig,
+        id: String,
+        params: &P,
+        title: String,
+        reason: &str,
+        deadline_seconds: u32,
+    ) {
+        let needs = self.after.remove(master.name.as_str()).unwrap_or_default();
+        let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
+        self.draft.add(&id, params, &needs, title, reason, deadline_seconds);
+        self.after.insert(&master.name, vec![id]);
+    }
+
+    fn everyone(&self) -> BTreeMap<String, String> {
+        let masters = &self.draft.basis.cluster.masters;
+        masters.iter().map(|m| (m.name.clone(), self.draft.full(&m.name))).collect()
+    }
+
+    fn all_after(&self) -> Vec<String> {
+        self.after.values().flatten().cloned().collect()
+    }
+
+    fn snapshot(&mut self, verify: bool) {
+        let servers: BTreeMap<String, String> = self
+            .everyone()
+            .into_iter()
+            .filter(|(_, full)| self.draft.basis.inventory.etcd_serving.contains(full))
+            .collect();
+        let needs = self.all_after();
+        let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
+        let title = if verify { "take a snapshot and read it back" } else { "take a snapshot" };
+        let reason = "should all of this go wrong, `hk-dr rebuild` brings the cluster back from it";
+        self.draft.add("snapshot", &SnapshotTake { servers, verify }, &needs, title, reason, 3600);
+        for after in self.after.values_mut() {
+            *after = vec!["snapshot".into()];
+        }
+    }
+
+    /// API servers of all, then etcd of all, so that nothing writes when the hash is noted.
+    fn stop(&mut self) {
+        for master in self.masters.clone() {
+            self.stop_control_plane(master);
+        }
+        if self.masters.len() == self.draft.basis.cluster.masters.len() {
+            let needs = self.all_after();
+            let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
+            let title = "note the hash of all data, on which every member agrees";
+            let servers = self.everyone();
+            let reason = "what comes back must be exactly this";
+            self.draft.add(HASH_BEFORE, &EtcdAgree { servers }, &needs, title, reason, 180);
+            for after in self.after.values_mut() {
+                *after = vec![HASH_BEFORE.into()];
+            }
+        }
+        for master in self.masters.clone() {
+            self.stop_etcd(master);
+        }
+    }
+
+    pub fn stop_control_plane(&mut self, master: &'a MasterConfig) {
+        let server = self.draft.full(&master.name);
+        let title = format!("stop API server, controller manager and scheduler on {server}");
+        let id = format!("stop-control-plane/{server}");
+        let reason = "what writes stops before what stores";
+        self.chain(master, id, &ControlPlaneStop { server }, title, reason, 120);
+    }
+
+    pub fn stop_etcd(&mut self, master: &'a MasterConfig) {
+        let server = self.draft.full(&master.name);
+        let title = format!("stop etcd on {server} and unmount its volume");
+        let id = format!("stop-etcd/{server}");
+        let reason = "everything is written out before the volume goes";
+        self.chain(master, id, &EtcdStop { server }, title, reason, 120);
+    }
+
+    fn power_off(&mut self) -> Result<(), PlanError> {
+        for master in self.masters.clone() {
+            let server = self.existing_server(master)?;
+            let params = ServerPowerOff { id: server.id, name: server.name.clone() };
+            let title = format!("cut the power of {}", params.name);
+            let reason = self.reason.clone();
+            self.chain(master, format!("power-off/{}", server.name), &params, title, &reason, 120);
+        }
+        Ok(())
+    }
+
+    fn detach(&mut self) -> Result<(), PlanError> {
+        for master in self.masters.clone() {
+            let volume = self.existing_volume(master)?;
+            self.detach_one(master, volume);
+        }
+        Ok(())
+    }
+
+    pub fn detach_one(&mut self, master: &'a MasterConfig, volume: &Volume) {
+        let params = VolumeDetach { id: volume.id, name: volume.name.clone() };
+        let title = format!("detach volume {}", volume.name);
+        let reason = "etcd's data stays on it, whatever happens to the server";
+        self.chain(master, format!("detach/{}", volume.name), &params, title, reason, 120);
+    }
+
+    fn recreate(&mut self) -> Result<(), PlanError> {
+        for master in self.masters.clone() {
+            let server = self.existing_server(master)?;
+            let reason = self.reason.clone();
+            self.fence(master, server, &reason);
+            self.create(master, &reason);
+        }
+        self.recreated = true;
+        Ok(())
+    }
+
+    pub fn fence(&mut self, master: &'a MasterConfig, server: &Server, reason: &str) {
+        let params = ServerFence { id: server.id, name: server.name.clone() };
+        let title = format!("delete the old server {} (id {})", server.name, server.id);
+        self.chain(master, format!("fence/{}", server.name), &params, title, reason, 180);
+    }
+
+    pub fn create(&mut self, master: &'a MasterConfig, reason: &str) {
+        let after = self.after.remove(master.name.as_str()).unwrap_or_default();
+        let after: Vec<&str> = after.iter().map(String::as_str).collect();
+        self.draft.server(Who::Master(master), reason, &after);
+        self.after.insert(&master.name, vec![format!("server/{}", self.draft.full(&master.name))]);
+    }
+
+    fn attach(&mut self) -> Result<(), PlanError> {
+        for master in self.masters.clone() {
+            let volume = self.existing_volume(master)?;
+            self.attach_one(master, volume);
+        }
+        Ok(())
+    }
+
+    pub fn attach_one(&mut self, master: &'a MasterConfig, volume: &Volume) {
+        let server = self.draft.full(&master.name);
+        let title = format!("attach volume {} to {server}", volume.name);
+        let params = VolumeAttach { id: volume.id, name: volume.name.clone(), server };
+        let reason = "it holds this master's etcd data";
+        self.chain(master, format!("volume/{}", volume.name), &params, title, reason, 180);
+    }
+
+    fn power_on(&mut self) -> Result<(), PlanError> {
+        for master in self.masters.clone() {
+            let server = self.existing_server(master)?;
+            let params = ServerPowerOn { id: server.id, name: server.name.clone() };
+            let title = format!("switch {} on", server.name);
+            let reason = self.reason.clone();
+            self.chain(master, format!("server/{}", server.name), &params, title, &reason, 180);
+        }
+        Ok(())
+    }
+
+    fn start(&mut self) {
+        let etcd = EtcdStart { incarnation: self.draft.basis.lineage.to_owned(), state: EtcdState::Existing };
+        let reason = self.reason.clone();
+        for master in self.masters.clone() {
+            if self.recreated {
+                self.draft.master(master, &etcd, &reason, |_, _| None);
+            } else {
+                self.start_in_place(master, &reason);
+            }
+        }
+        if self.draft.has(HASH_BEFORE) {
+            let servers = self.everyone();
+            let etcds: Vec<String> = servers.values().map(|full| format!("etcd/{full}")).collect();
+            let needs: Vec<&str> = etcds.iter().map(String::as_str).chain([HASH_BEFORE]).collect();
+            let title = "wait until all etcd members have exactly the data from before";
+            let params = EtcdUnchanged { servers, since: HASH_BEFORE.into() };
+            self.draft.add(UNCHANGED, &params, &needs, title, "the API must not serve anything else", 180);
+        }
+        self.serve(&reason);
+    }
+
+    /// Everything behind etcd's start, for the masters acted on.
+    pub fn serve(&mut self, reason: &str) {
+        self.draft.control_plane(&self.masters, reason, |_, _| {});
+        for master in &self.masters {
+            let full = self.draft.full(&master.name);
+            self.after.insert(&master.name, vec![format!("api/{full}"), format!("controllers/{full}")]);
+        }
+    }
+
+    fn start_in_place(&mut self, master: &'a MasterConfig, reason: &str) {
+        let full = self.draft.full(&master.name);
+        let volume = volume_name(self.draft.basis.cluster, &master.name);
+        let after = self.after.remove(master.name.as_str()).unwrap_or_default();
+        self.draft.ready(&full, reason);
+        let (ready, attached) = (format!("ready/{full}"), format!("volume/{volume}"));
+        let needs: Vec<&str> = after.iter().map(String::as_str).chain([ready.as_str(), &attached]).collect();
+        let mount = format!("mount/{full}");
+        let params = EtcdMount { server: full.clone(), volume };
+        self.draft.add(&mount, &params, &needs, format!("mount etcd's volume on {full}"), reason, 120);
+        let params = EtcdStartStep { server: full.clone() };
+        let title = format!("start etcd on {full}");
+        self.draft.add(format!("etcd/{full}"), &params, &[&mount], title, reason, 60);
+    }
+
+    /// A write through every API server that is to serve: the first one says when the API is back.
+    fn verify(&mut self, nodes: bool) {
+        let (basis, mut writes) = (self.draft.basis, Vec::new());
+        for master in &basis.cluster.masters {
+            let full = self.draft.full(&master.name);
+            let acted_on = self.masters.iter().any(|m| m.name == master.name);
+            if !acted_on && !basis.inventory.api_ready.contains(&full) {
+                continue;
+            }
+            let api = format!("api/{full}");
+            let needs = if self.draft.has(&api) { vec![api] } else { self.all_after() };
+            let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
+            let id = format!("write/{full}");
+            let title = format!("write through {full} and read it back");
+            let reason = "only an acknowledged write shows that the API is back";
+            self.draft.add(&id, &ApiWrite { server: full.clone() }, &needs, title, reason, 120);
+            writes.push(id);
+        }
+        let Some(asked) = self.masters.first().map(|m| self.draft.full(&m.name)).filter(|_| nodes) else { return };
+        let needs = [writes, self.all_after()].concat();
+        let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
+        for worker in &basis.cluster.workers {
+            let node = self.draft.full(&worker.name);
+            let title = format!("wait until node {node} is ready");
+            let params = NodeReady { node: node.clone(), master_server: asked.clone(), labels: worker.labels.clone() };
+            let reason = "its kubelet must have found the API again";
+            self.draft.add(format!("node/{node}"), &params, &needs, title, reason, 240);
+        }
+    }
+
+    pub fn existing_server(&self, master: &MasterConfig) -> Result<&'a Server, PlanError> {
+        let full = self.draft.full(&master.name);
+        self.draft.basis.inventory.server(&full).ok_or_else(|| PlanError::Unbuildable {
+            reason: format!("server {full} does not exist"),
+            hint: format!("nothing was touched; `hk-dr runbook run replace-master --server {}`", master.name),
+        })
+    }
+
+    fn existing_volume(&self, master: &MasterConfig) -> Result<&'a Volume, PlanError> {
+        let name = volume_name(self.draft.basis.cluster, &master.name);
+        self.draft.basis.inventory.volume(&name).ok_or_else(|| PlanError::Unbuildable {
+            reason: format!("volume {name} does not exist"),
+            hint: "nothing was touched; `hk-dr status` shows what there is".into(),
+        })
+    }
+}
