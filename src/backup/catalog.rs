@@ -150,11 +150,16 @@ pub struct BucketBackups {
     pub store: std::sync::Arc<dyn ObjectStore>,
     pub cluster: String,
     pub identities: Identities,
-    /// What snapshots are taken of.
-    pub source: super::Source,
+    /// What snapshots are taken of; none: they can be opened only.
+    pub source: Option<super::Source>,
 }
 
 impl BucketBackups {
+    fn source(&self) -> PortResult<&super::Source> {
+        let none = || PortError::new(ErrorCode::Invalid, "snapshots can be opened here, not taken");
+        self.source.as_ref().ok_or_else(none)
+    }
+
     async fn open(&self, manifest: &Manifest, sealed: &Sealed) -> PortResult<ByteStream> {
         unseal::open(self.store.as_ref(), sealed, &manifest.recipients, &self.identities).await
     }
@@ -189,11 +194,11 @@ impl Backups for BucketBackups {
 
     async fn take(&self, etcd: std::sync::Arc<dyn crate::ports::Etcd>) -> PortResult<String> {
         let progress = super::Progress::default();
-        Ok(self.source.take(etcd.as_ref(), self.store.as_ref(), &progress).await?.manifest.id)
+        Ok(self.source()?.take(etcd.as_ref(), self.store.as_ref(), &progress).await?.manifest.id)
     }
 
     async fn verify(&self, id: &str) -> PortResult<()> {
-        self.source.verify(id, self.store.as_ref(), &self.identities).await
+        self.source()?.verify(id, self.store.as_ref(), &self.identities).await
     }
 }
 

@@ -100,7 +100,7 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
                 Some(identities) => identities,
                 None => Identities::load_given(None)?,
             },
-            source: source.clone(),
+            source: Some(source.clone()),
         }),
         artifacts: Arc::new(CachedArtifacts { cache: Cache::new(context.cache_dir()) }),
         store: Arc::clone(&store) as _,

@@ -168,5 +168,5 @@ pub async fn newest(store: &dyn ObjectStore) -> Entry {
 }
 
 pub fn backups(store: &Arc<dyn ObjectStore>, identities: &Identities) -> BucketBackups {
-    BucketBackups { store: store.clone(), cluster: "demo".to_owned(), identities: identities.clone() }
+    BucketBackups { store: store.clone(), cluster: "demo".to_owned(), identities: identities.clone(), source: None }
 }

@@ -88,7 +88,7 @@ fn the_time_counts_from_the_first_stop_to_the_first_write() {
 
 #[test]
 fn a_missed_target_a_lost_canary_and_a_broken_run_each_fail() {
-    let late = judged(&events(21), &[canary(8, true)], &["c8"]);
+    let late = judged(&events(140), &[canary(8, true)], &["c8"]);
     assert_eq!(late.verdict, Verdict::Failed, "{:?}", late.reasons);
     let lost = judged(&events(17), &[canary(5, true), canary(8, true)], &["c5"]);
     assert_eq!((lost.verdict, lost.recovery_point.seconds), (Verdict::Failed, Some(5.0)));
