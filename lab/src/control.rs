@@ -17,12 +17,13 @@ use crate::options::{LabInfo, LabOptions, Launch, check_name, labs_dir, state_fi
 use crate::{golden, outer, registry};
 
 /// Tools the lab calls, and the Debian packages they are in.
-const TOOLS: [(&str, &str); 7] = [
+const TOOLS: [(&str, &str); 8] = [
     ("systemd-nspawn", "systemd-container"),
     ("debootstrap", "debootstrap"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("nsenter", "util-linux"),
+    ("haproxy", "haproxy"),
     ("mkfs.ext4", "e2fsprogs"),
     ("apt-get", "apt"),
 ];

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod backend;
+mod balancer;
 mod cgroup;
 pub mod control;
 mod daemon;

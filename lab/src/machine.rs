@@ -12,6 +12,7 @@ use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
 
 use crate::backend::{Effect, MachineEvent, MachineSpec, Metadata};
+use crate::balancer::Balancers;
 use crate::cgroup::{Cgroups, Group, Limits};
 use crate::error::{Attempt, LabError};
 use crate::fabric::wiring::Wiring;
@@ -44,6 +45,7 @@ struct Lab {
     registry: Registry,
     machines: Mutex<HashMap<u64, Arc<tokio::sync::Mutex<Machine>>>>,
     wiring: Arc<Wiring>,
+    balancers: Balancers,
     events: mpsc::Sender<MachineEvent>,
 }
 
@@ -97,13 +99,15 @@ impl Machines {
         }
         disk::share(&disks.join("machines"))?;
         let (events, receiver) = mpsc::channel(1024);
+        let wiring = Arc::<Wiring>::default();
         let lab = Lab {
             golden: golden.to_owned(),
             disks: disks.to_owned(),
             cgroups: Cgroups::of(lab)?,
             registry,
             machines: Mutex::default(),
-            wiring: Arc::default(),
+            balancers: Balancers::new(Arc::clone(&wiring)),
+            wiring,
             events,
         };
         Ok((Self { lab: Arc::new(lab) }, receiver))

@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use tokio::process::Command;
 
 use crate::error::{Attempt, LabError};
 
@@ -47,6 +49,21 @@ pub(crate) fn within<T: Send + 'static>(
         work()
     })
     .attempt(|| format!("work in the network namespace {name}"))
+}
+
+/// Lets a command run in the namespace.
+pub(crate) fn enter_on_spawn(command: &mut Command, name: &str) -> Result<(), LabError> {
+    let space = File::open(path(name)).attempt(|| format!("open the network namespace {name}"))?;
+    let join = move || {
+        // SAFETY: a plain system call on a descriptor that `space` keeps open as long as the command exists.
+        if unsafe { libc::setns(space.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only setns(2) is called and nothing is allocated.
+    unsafe { command.pre_exec(join) };
+    Ok(())
 }
 
 /// A namespace belongs to a thread: a fresh one ends with its work, so that no other work lands in the wrong place.

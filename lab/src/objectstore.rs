@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -82,8 +81,6 @@ impl Store {
             .open(&self.log)
             .attempt(|| format!("open {}", self.log.display()))?;
         let errors = log.try_clone().attempt(|| "duplicate a log".into())?;
-        let space = File::open(netns::path(fabric::PUBLIC)).attempt(|| "open the public network".into())?;
-        let descriptor = space.as_raw_fd();
         let mut command = Command::new(&self.program);
         command
             .args(["--port", &fabric::S3.to_string(), "--region", REGION, "--quiet", "posix", "--versioning-dir"])
@@ -98,18 +95,8 @@ impl Store {
             .stdout(log)
             .stderr(errors)
             .kill_on_drop(true);
-        let join = move || {
-            // SAFETY: a plain system call on a descriptor that stays open in `space` until after the spawn.
-            if unsafe { libc::setns(descriptor, libc::CLONE_NEWNET) } != 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-            Ok(())
-        };
-        // SAFETY: between fork and exec only setns(2) is called and nothing is allocated.
-        unsafe { command.pre_exec(join) };
-        let child = command.spawn().attempt(|| format!("start {}", self.program.display()))?;
-        drop(space);
-        Ok(child)
+        netns::enter_on_spawn(&mut command, fabric::PUBLIC)?;
+        command.spawn().attempt(|| format!("start {}", self.program.display()))
     }
 }
 

@@ -52,6 +52,8 @@ pub(crate) struct Interface {
 }
 
 struct Network {
+    /// In CIDR form.
+    range: String,
     gateway: Ipv4Addr,
     /// Destination, and the address it is reached through.
     routes: Vec<(String, Ipv4Addr)>,
@@ -118,7 +120,7 @@ impl Wiring {
         let gateway = first_address(range)?;
         let mut state = self.state.lock().await;
         make_network(id, range).await?;
-        state.networks.insert(id, Network { gateway, routes: Vec::new() });
+        state.networks.insert(id, Network { range: range.to_owned(), gateway, routes: Vec::new() });
         Ok(())
     }
 
@@ -130,14 +132,21 @@ impl Wiring {
         Ok(())
     }
 
-    /// Plugs a private interface in, hot if the machine is live.
-    pub(crate) async fn attach(&self, id: u64, net: u64, address: Ipv4Addr, range: &str) -> Result<(), LabError> {
+    /// Plugs a private interface in, hot if the machine is live. It reaches `range`; without one, the network.
+    pub(crate) async fn attach(
+        &self,
+        id: u64,
+        net: u64,
+        address: Ipv4Addr,
+        range: Option<&str>,
+    ) -> Result<(), LabError> {
         let mut state = self.state.lock().await;
-        let gateway = state.network(net)?.gateway;
+        let Network { gateway, range: whole, .. } = state.network(net)?;
+        let (gateway, range) = (*gateway, range.unwrap_or(whole).to_owned());
         let end = state.end_mut(id)?;
         let taken: Vec<u32> = end.private.values().map(|i| i.number).collect();
         let number = (FIRST_PRIVATE_INTERFACE..).find(|n| !taken.contains(n)).unwrap_or(FIRST_PRIVATE_INTERFACE);
-        let interface = Interface { number, address, range: range.to_owned(), aliases: Vec::new() };
+        let interface = Interface { number, address, range, aliases: Vec::new() };
         if end.live {
             let (inside, outside) = private_cable(id, net, gateway, &interface);
             ip(&machine(id), &inside).await?;

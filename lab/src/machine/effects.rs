@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::disk::Origin;
 use super::*;
-use crate::backend::{Backend, Counters, FirewallRule, Metadata};
+use crate::backend::{Backend, BalancerSpec, Counters, FirewallRule, Metadata, TargetHealth};
 use crate::fabric::counters;
 use crate::run;
 
@@ -151,7 +151,7 @@ impl Backend for Machines {
     }
 
     async fn attach_network(&self, machine: u64, network: u64, address: Ipv4Addr, range: &str) -> Effect {
-        Ok(self.lab.wiring.attach(machine, network, address, range).await?)
+        Ok(self.lab.wiring.attach(machine, network, address, Some(range)).await?)
     }
 
     async fn detach_network(&self, machine: u64, network: u64) -> Effect {
@@ -179,6 +179,22 @@ impl Backend for Machines {
 
     async fn set_firewall(&self, machine: u64, rules: Option<&[FirewallRule]>) -> Effect {
         Ok(firewall::set(machine, rules).await?)
+    }
+
+    async fn set_balancer(&self, spec: &BalancerSpec) -> Effect {
+        Ok(self.lab.balancers.set(spec).await?)
+    }
+
+    async fn delete_balancer(&self, id: u64) -> Effect {
+        Ok(self.lab.balancers.delete(id).await?)
+    }
+
+    async fn balancer_health(&self, id: u64) -> Effect<Vec<TargetHealth>> {
+        Ok(self.lab.balancers.health(id).await?)
+    }
+
+    async fn balancer_counters(&self, id: u64) -> Effect<Counters> {
+        Ok(self.lab.balancers.counters(id).await?)
     }
 
     async fn machine_counters(&self, machine: u64) -> Effect<Counters> {

@@ -21,9 +21,8 @@ pub fn filters_new_connections_by_all_that_a_rule_says(stage: &Stage) {
 
     stage.firewall(web, Some(vec![]));
     let pinged = |from: &str| lab.sh(from, &format!("ping -c 1 -W 1 {}", web.public)).0 == 0;
-    for port in [9, 22, 8080] {
-        assert_eq!(stage.knock("internet", &web.public, port), Knock::Silent, "port {port} of a closed machine");
-    }
+    let scanned = [1, 9, 22, 53, 80, 443, 2222, 6443, 8080, 8090].map(|port| (&*web.public, port));
+    assert_eq!(stage.knock_all("internet", &scanned), [Knock::Silent; 10], "a scan of a closed machine hears nothing");
     assert!(!pinged("internet"));
 
     let rules = vec![
@@ -38,8 +37,8 @@ pub fn filters_new_connections_by_all_that_a_rule_says(stage: &Stage) {
     assert!(lab.answers_ssh("internet", &web.public));
     assert_eq!(stage.knock("operator", &web.public, 22), Knock::Silent, "another network than the rule's");
     assert_eq!(stage.name_at("operator", &format!("http://{}:8080/", web.public)), "web");
-    assert_eq!(stage.knock("internet", &web.public, 8085), Knock::Refused, "in the range, but nobody listens");
-    assert_eq!(stage.knock("internet", &web.public, 8090), Knock::Silent, "out of the range, though somebody listens");
+    let knocks = stage.knock_all("internet", &[8080, 8085, 8090].map(|port| (&*web.public, port)));
+    assert_eq!(knocks, [Knock::Open, Knock::Refused, Knock::Silent], "in the range; nobody listens; out of the range");
     assert!(pinged("operator") && !pinged("internet"), "ICMP by its source");
 
     lab.ok("server:web", "systemd-run -q systemd-socket-activate -d -l 9000 --inetd tee /root/heard-9000");

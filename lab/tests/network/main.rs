@@ -4,6 +4,7 @@
 mod common;
 
 mod addresses;
+mod balance;
 mod firewall;
 mod routes;
 mod tunnel;
@@ -44,7 +45,7 @@ pub enum Knock {
 #[test]
 fn networks_do_what_the_cloud_says() {
     let stage = Stage::set("t-network");
-    let steps: [(&str, fn(&Stage)); 13] = [
+    let steps: [(&str, fn(&Stage)); 14] = [
         ("places are apart", addresses::places_are_apart),
         ("filters new connections by all that a rule says", firewall::filters_new_connections_by_all_that_a_rule_says),
         (
@@ -66,6 +67,7 @@ fn networks_do_what_the_cloud_says() {
             "an operator reaches a private server by wireguard",
             tunnel::an_operator_reaches_a_private_server_by_wireguard,
         ),
+        ("load balancers serve who is well", balance::load_balancers_serve_who_is_well),
         ("traffic is counted", addresses::traffic_is_counted),
     ];
     for (name, step) in steps {
@@ -101,12 +103,30 @@ impl Stage {
     }
 
     pub fn knock(&self, from: &str, address: &str, port: u16) -> Knock {
-        let script = format!("timeout 1 bash -c 'exec 3<>/dev/tcp/{address}/{port}' 2>/dev/null");
-        match self.lab.sh(from, &script).0 {
+        self.knock_all(from, &[(address, port)])[0]
+    }
+
+    /// At all these doors at once: silence takes its time.
+    pub fn knock_all(&self, from: &str, doors: &[(&str, u16)]) -> Vec<Knock> {
+        let one = |(place, (address, port)): (usize, &(&str, u16))| {
+            format!("(timeout 1 bash -c 'exec 3<>/dev/tcp/{address}/{port}' 2>/dev/null; echo {place} $?) & ")
+        };
+        let script: String = doors.iter().enumerate().map(one).collect();
+        let text = self.lab.ok(from, &format!("{script} wait"));
+        let mut lines: Vec<(usize, i32)> = text
+            .lines()
+            .filter_map(|line| {
+                line.split_once(' ').and_then(|(place, code)| Some((place.parse().ok()?, code.parse().ok()?)))
+            })
+            .collect();
+        lines.sort_unstable();
+        assert_eq!(lines.len(), doors.len(), "{text}");
+        let knock = |(_, code)| match code {
             0 => Knock::Open,
             124 => Knock::Silent,
             _ => Knock::Refused,
-        }
+        };
+        lines.into_iter().map(knock).collect()
     }
 
     /// Answers each connection to a port of a machine with the machine's name, over HTTP.
@@ -118,7 +138,8 @@ printf 'HTTP/1.1 200 OK\r\nContent-Length: %s\r\nConnection: close\r\n\r\n%s' ${
 "#;
         let place = format!("server:{machine}");
         self.lab.ok(&place, &format!("cat >/root/answer <<'X'\n{answer}\nX\nchmod +x /root/answer"));
-        let serve = format!("systemd-run -q systemd-socket-activate -l {port} -a --inetd /root/answer");
+        let serve =
+            format!("systemd-run -q --unit answer-{port} systemd-socket-activate -l {port} -a --inetd /root/answer");
         self.lab.ok(&place, &serve);
         let listens = format!("ss -Hltn 'sport = {port}' | grep -q .");
         eventually("the machine listens", || self.lab.sh(&place, &listens).0 == 0);
