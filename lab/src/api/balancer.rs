@@ -17,7 +17,7 @@ use super::catalog::{self, Location};
 use super::cloud::{Cloud, State};
 use super::error::{ApiError, ApiResult};
 use super::input::{Input, path_id};
-use super::listing::{Listing, created, no_content, one};
+use super::listing::{Listing, created, one};
 use super::rdns::Reverse;
 use super::tag::{Tag, TagUpdate, check_unique};
 use super::{balancer_action, metrics};
@@ -172,6 +172,9 @@ async fn create(Shared(cloud): Shared<Arc<Cloud>>, input: Input) -> ApiResult {
         Some(algorithm) => balancer_action::algorithm(&algorithm)?,
         None => false,
     };
+    if input.get("public_net").is_some() {
+        return Err(ApiError::unsupported("the lab's load balancers have no Primary IPs: leave 'public_net' out"));
+    }
     let mut guard = cloud.state();
     let state = &mut *guard;
     check_unique("load balancer", state.load_balancers.values().map(|b| &b.tag), &tag.name, 0)?;
@@ -231,26 +234,26 @@ async fn update(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>, input
     Ok(one("load_balancer", state.balancer_json(state.balancer(id)?)))
 }
 
+/// It is listed until it is gone.
 async fn remove(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
     let id = path_id(&id)?;
-    let waiting = {
-        let mut state = cloud.state();
-        state.idle_balancer(id)?.tag.check_unprotected("load_balancer")?;
-        let action = state.begin("delete_load_balancer", &[("load_balancer", id)]);
-        let runner = Arc::clone(&cloud);
-        let effect = async move {
-            // Nobody may make it again while it goes.
-            let _turn = runner.upkeep.balancers.lock().await;
-            runner.backend.delete_balancer(id).await?;
-            let mut state = runner.state();
-            if let Some(gone) = state.load_balancers.remove(&id) {
-                state.common.addresses().give_back(gone.ipv4);
-                state.common.networks6().give_back(gone.network6);
-            }
-            state.made().forget_balancer(id);
-            Ok(())
-        };
-        cloud.run_hidden(action, effect, |_, _| {})
+    let mut state = cloud.state();
+    state.idle_balancer(id)?.tag.check_unprotected("load_balancer")?;
+    let action = state.begin("delete_load_balancer", &[("load_balancer", id)]);
+    let body = json!({"action": state.action_json(action)});
+    let runner = Arc::clone(&cloud);
+    let effect = async move {
+        // Nobody may make it again while it goes.
+        let _turn = runner.upkeep.balancers.lock().await;
+        runner.backend.delete_balancer(id).await?;
+        let mut state = runner.state();
+        if let Some(gone) = state.load_balancers.remove(&id) {
+            state.common.addresses().give_back(gone.ipv4);
+            state.common.networks6().give_back(gone.network6);
+        }
+        state.made().forget_balancer(id);
+        Ok(())
     };
-    waiting.done().await.map(|()| no_content())
+    cloud.run(action, effect, |_, _| {});
+    Ok(axum::response::IntoResponse::into_response(axum::Json(body)))
 }

@@ -13,7 +13,7 @@ use super::error::{ApiError, ApiResult};
 use super::input::Input;
 use crate::backend::{BalancerKind, BalancerService, HealthCheck, HttpCheck, StickyCookie};
 
-/// Seconds after which an idle HTTP connection is closed.
+/// Seconds after which an idle HTTP connection is closed, unless told.
 const IDLE_SECONDS: u32 = 60;
 /// Where plain HTTP is redirected from.
 const HTTP_PORT: u16 = 80;
@@ -45,6 +45,8 @@ struct Http {
     certificates: Vec<u64>,
     redirect_http: bool,
     sticky_sessions: bool,
+    /// Seconds.
+    timeout_idle: u32,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -110,7 +112,7 @@ impl Service {
                 sticky: http
                     .sticky_sessions
                     .then(|| StickyCookie { name: http.cookie_name.clone(), lifetime_seconds: http.cookie_lifetime }),
-                timeout_idle_seconds: IDLE_SECONDS,
+                timeout_idle_seconds: http.timeout_idle,
             },
         };
         let check = &self.check;
@@ -216,11 +218,13 @@ fn http(
         certificates: Vec::new(),
         redirect_http: false,
         sticky_sessions: false,
+        timeout_idle: IDLE_SECONDS,
     });
     http.cookie_name = input.string("cookie_name")?.unwrap_or(http.cookie_name);
     http.cookie_lifetime = within(&input, "cookie_lifetime", 1..=86_400)?.unwrap_or(http.cookie_lifetime);
     http.redirect_http = input.flag("redirect_http")?.unwrap_or(http.redirect_http);
     http.sticky_sessions = input.flag("sticky_sessions")?.unwrap_or(http.sticky_sessions);
+    http.timeout_idle = within(&input, "timeout_idle", 30..=300)?.unwrap_or(http.timeout_idle);
     if input.get("certificates").is_some() {
         http.certificates = input.numbers("certificates")?;
     }

@@ -20,6 +20,7 @@ use super::input::{Input, path_id};
 use super::label::Labels;
 use super::listing::{Listing, created, no_content, one};
 use super::network_action;
+use super::server::Server;
 
 /// How many subnets a network may have.
 pub const SUBNETS_MAX: usize = 50;
@@ -215,6 +216,7 @@ pub fn routes() -> Router<Arc<Cloud>> {
     Router::new()
         .route("/networks", get(list).post(create))
         .route("/networks/{id}", get(read).put(update).delete(remove))
+        .route("/networks/{id}/members", get(members))
         .route("/networks/{id}/actions/add_subnet", post(network_action::add_subnet))
         .route("/networks/{id}/actions/delete_subnet", post(network_action::delete_subnet))
         .route("/networks/{id}/actions/add_route", post(network_action::add_route))
@@ -233,6 +235,31 @@ async fn read(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiR
     let state = cloud.state();
     let network = state.networks.get(&id).ok_or_else(|| ApiError::not_found("network", id))?;
     Ok(one("network", state.network_json(network)))
+}
+
+/// Who is attached, servers and load balancers. Came after the published document.
+async fn members(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>, listing: Listing) -> ApiResult {
+    let id = path_id(&id)?;
+    let state = cloud.state();
+    let network = state.networks.get(&id).ok_or_else(|| ApiError::not_found("network", id))?;
+    let member = |kind: &str, id: u64, ip: Ipv4Addr, alias_ips: &[Ipv4Addr]| {
+        let subnet = network.subnets.iter().find(|s| s.range.has(ip)).map_or(network.range, |s| s.range);
+        let status = if state.is_locked(kind, id) { "updating" } else { "ok" };
+        json!({
+            "id": id, "type": kind, "ip": ip, "alias_ips": alias_ips, "subnet": subnet.to_string(), "status": status,
+        })
+    };
+    let of_server = |s: &Server| {
+        let private = s.private.iter().find(|p| p.network == network.id)?;
+        Some(member("server", s.id, private.ip, &private.alias_ips))
+    };
+    let of_balancer = |b: &LoadBalancer| {
+        let (_, ip) = b.private.filter(|(attached, _)| *attached == network.id)?;
+        Some(member("load_balancer", b.tag.id, ip, &[]))
+    };
+    let servers = state.servers.values().filter_map(of_server);
+    let members = servers.chain(state.load_balancers.values().filter_map(of_balancer)).collect();
+    listing.reply("members", members, &["type", "status", "subnet"])
 }
 
 async fn create(Shared(cloud): Shared<Arc<Cloud>>, input: Input) -> ApiResult {

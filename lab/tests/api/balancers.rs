@@ -97,6 +97,9 @@ async fn private_targets_need_the_network_of_both() {
     assert_eq!(lab.served.backend.balancer(lb).unwrap().public_ipv4, None);
     let network_json = lab.get(&format!("/networks/{network}")).await.ok()["network"].clone();
     assert_eq!(network_json["load_balancers"], json!([lb]));
+    let url = format!("{}/networks/{network}/members?type=load_balancer", lab.served.endpoint);
+    let members = lab.http.get(url).bearer_auth(&lab.token).send().await.unwrap().text().await.unwrap();
+    assert!(members.contains("\"ip\":\"10.0.0.9\"") && !members.contains("10.0.0.4"), "{members}");
     let detach = lab.post(&format!("{path}/detach_from_network"), json!({"network": network})).await;
     assert_eq!(detach.refused().1, "targets_with_use_private_ip");
     // A network that goes takes the way to its servers with it.
@@ -141,7 +144,8 @@ async fn services_must_fit_and_can_change() {
     assert_eq!(lab.delete(&format!("/certificates/{}", cert["id"])).await.refused().1, "resource_in_use");
     let used = lab.get(&format!("/certificates/{}", cert["id"])).await.ok()["certificate"]["used_by"].clone();
     assert_eq!(used, json!([{"id": lb, "type": "load_balancer"}]));
-    assert_eq!(lab.delete(&format!("/load_balancers/{lb}")).await.status, 204);
+    lab.done(lab.delete(&format!("/load_balancers/{lb}")).await).await;
+    assert_eq!(lab.get(&format!("/load_balancers/{lb}")).await.refused(), (404, "not_found"));
     assert!(lab.served.backend.balancer(lb).is_none());
     assert_eq!(lab.delete(&format!("/certificates/{}", cert["id"])).await.status, 204);
 }
@@ -183,5 +187,5 @@ async fn what_cannot_be_made_so_fails_the_action_and_is_tried_again() {
     assert_eq!(actions[0]["error"]["message"], "no port is free");
     let tries = || lab.served.backend.effects().iter().filter(|e| e.starts_with("set_balancer")).count();
     lab.until(|| tries() >= 2).await;
-    assert_eq!(lab.delete(&format!("/load_balancers/{}", body["load_balancer"]["id"])).await.status, 204);
+    lab.done(lab.delete(&format!("/load_balancers/{}", body["load_balancer"]["id"])).await).await;
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 /// What the cloud announced after the document was written: fields that are gone, by schema.
 const GONE: [(&str, &str); 3] = [("server", "datacenter"), ("server_type", "deprecated"), ("image", "deprecated")];
 /// Fields that came since, or that the document leaves out.
-const NEW: [&str; 3] = ["available", "recommended", "deprecation"];
+const NEW: [&str; 4] = ["available", "recommended", "deprecation", "timeout_idle"];
 
 /// The document with the later changes, if there is one.
 pub fn load() -> Option<&'static Value> {
@@ -29,6 +29,9 @@ fn read() -> Option<Value> {
         without(&mut document["components"]["schemas"][schema], field);
     }
     change_primary_ips(&mut document);
+    // Deleting a load balancer has become an action, as for servers.
+    let answer = document["paths"]["/servers/{id}"]["delete"]["responses"]["200"].clone();
+    document["paths"]["/load_balancers/{id}"]["delete"]["responses"]["200"] = answer;
     Some(document)
 }
 

@@ -15,6 +15,7 @@ mod metadata;
 mod networks;
 mod projects;
 mod protocol;
+mod python;
 mod servers;
 mod tour;
 mod volumes;
