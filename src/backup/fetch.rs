@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use futures::StreamExt;
 use tempfile::NamedTempFile;
 
+use super::log::Point;
 use super::manifest::{Manifest, Sealed};
-use super::{Identities, unseal};
+use super::{Archive, Identities, unseal};
 use crate::ports::{ErrorCode, ObjectStore, PortError, PortResult};
 
 /// Files that a fetch wrote.
@@ -38,6 +39,24 @@ pub async fn fetch(
     }
     one(store, manifest, &manifest.recovery, identities, &fetched.recovery).await?;
     one(store, manifest, &manifest.etcd, identities, &fetched.etcd).await?;
+    Ok(fetched)
+}
+
+/// Writes the state at a point, and the recovery set of the snapshot that it begins with.
+pub async fn fetch_at(archive: &Archive, point: Point, directory: &Path) -> PortResult<Fetched> {
+    std::fs::create_dir_all(directory).map_err(|e| local(directory, &e))?;
+    let manifest = archive.way(point).await?.base.manifest;
+    let name = point.to_string().replace(' ', "-");
+    let fetched = Fetched {
+        etcd: directory.join(format!("{}.{name}.etcd.db", manifest.cluster)),
+        recovery: directory.join(format!("{}.recovery.tar", manifest.id)),
+    };
+    if fetched.recovery.exists() {
+        return Err(PortError::new(ErrorCode::Invalid, format!("{} exists already", fetched.recovery.display()))
+            .hint("nothing was written; remove it or fetch into another directory"));
+    }
+    archive.materialize(point, &fetched.etcd).await?;
+    one(archive.store.as_ref(), &manifest, &manifest.recovery, &archive.identities, &fetched.recovery).await?;
     Ok(fetched)
 }
 

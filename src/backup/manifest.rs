@@ -35,7 +35,20 @@ pub struct Manifest {
     pub recipients: Vec<String>,
     pub git_commit: Option<String>,
     pub hash_kv: HashKvCheck,
+    /// Set if it was not taken from a member but made from an older snapshot and the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_from: Option<MadeFrom>,
     pub hk_dr_version: String,
+}
+
+/// What a snapshot was made from without the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeFrom {
+    /// The snapshot that it began with.
+    pub snapshot: String,
+    /// Segments of the log that followed.
+    pub segments: u64,
+    pub made_at: Timestamp,
 }
 
 /// One stored object and what is inside of it.

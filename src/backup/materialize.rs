@@ -221,10 +221,7 @@ impl Work {
 /// never over a file that exists.
 pub fn place<T>(path: &Path, write: impl FnOnce(File) -> PortResult<T>) -> PortResult<T> {
     let local = |e: &std::io::Error| PortError::new(ErrorCode::Local, format!("write {}: {e}", path.display()));
-    if path.exists() {
-        return Err(PortError::new(ErrorCode::Invalid, format!("{} exists already", path.display()))
-            .hint("nothing was written; remove it or name another file"));
-    }
+    refuse_existing(path)?;
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Removed by itself if anything fails below; made with mode 0600.
     let mut temporary = tempfile::Builder::new().prefix(".hk-dr-").tempfile_in(directory).map_err(|e| local(&e))?;
@@ -232,4 +229,13 @@ pub fn place<T>(path: &Path, write: impl FnOnce(File) -> PortResult<T>) -> PortR
     temporary.flush().and_then(|()| temporary.as_file().sync_all()).map_err(|e| local(&e))?;
     temporary.persist_noclobber(path).map_err(|e| local(&e.error))?;
     Ok(written)
+}
+
+/// What is to be written must not be there.
+pub(super) fn refuse_existing(path: &Path) -> PortResult<()> {
+    if path.exists() {
+        return Err(PortError::new(ErrorCode::Invalid, format!("{} exists already", path.display()))
+            .hint("nothing was written; remove it or name another file"));
+    }
+    Ok(())
 }

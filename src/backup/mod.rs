@@ -4,14 +4,17 @@
 
 mod agree;
 mod catalog;
+mod compact;
 mod fetch;
 mod keys;
 mod kinds;
 mod layout;
 pub mod local_etcd;
+pub mod log;
 mod manifest;
 mod materialize;
 mod now;
+mod recall;
 mod recovery;
 mod seal;
 mod take;
@@ -23,12 +26,14 @@ mod verify;
 
 pub use agree::{Agreement, MemberView, agree};
 pub use catalog::{BucketBackups, Catalog, Entry, Proof};
-pub use fetch::{Fetched, fetch};
+pub use compact::{CompactRequest, compact};
+pub use fetch::{Fetched, fetch, fetch_at};
 pub use keys::{Identities, Recipients};
 pub use kinds::kind_of;
-pub use manifest::{FORMAT, HashKvCheck, Manifest, Sealed, Verification};
+pub use manifest::{FORMAT, HashKvCheck, MadeFrom, Manifest, Sealed, Verification};
 pub use materialize::{Change, Logged, Materialized, UNKNOWN_TTL_SECONDS, materialize, place};
 pub use now::Source;
+pub use recall::{Archive, Opened, Recalled};
 pub use recovery::{pack, require, unpack};
 pub use seal::Compression;
 pub use take::{Progress, TakeRequest, Taken, take};

@@ -136,6 +136,7 @@ pub async fn take(request: &TakeRequest<'_>) -> PortResult<Taken> {
         recipients: request.recipients.names(),
         git_commit: request.git_commit.clone(),
         hash_kv: agreement.check.clone(),
+        made_from: None,
         hk_dr_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let manifest_key = layout::beside(request.cluster, &id, layout::MANIFEST);
@@ -147,7 +148,7 @@ pub async fn take(request: &TakeRequest<'_>) -> PortResult<Taken> {
 
 /// Writes an object that must not exist yet. When an answer is lost, the store's own repetition meets what the first
 /// attempt wrote: then what is there is ours, byte for byte, and that is success.
-async fn put_once(store: &dyn ObjectStore, key: &str, data: Bytes) -> PortResult<()> {
+pub(super) async fn put_once(store: &dyn ObjectStore, key: &str, data: Bytes) -> PortResult<()> {
     let Err(failed) = store.put(key, data.clone(), PutCondition::Absent).await else { return Ok(()) };
     let unsure = matches!(failed.class(), ErrorClass::Transient | ErrorClass::Conflict);
     if unsure && store.get(key, data.len() as u64).await.is_ok_and(|there| there == data) {

@@ -2,6 +2,6 @@
 
 mod faults;
 mod members;
-mod oracle;
+pub mod oracle;
 mod stock_tools;
-mod support;
+pub mod support;

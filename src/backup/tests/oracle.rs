@@ -20,13 +20,13 @@ use crate::ports::{ErrorCode, Etcd, KeyValue, PortResult, WatchNews};
 
 /// What etcd said at a revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Said {
+pub struct Said {
     pub revision: i64,
     pub hash: u32,
     pub keys: Vec<KeyValue>,
 }
 
-pub(super) async fn ask(etcd: &LocalEtcd, at: i64) -> Said {
+pub async fn ask(etcd: &LocalEtcd, at: i64) -> Said {
     let client = etcd.client().await.unwrap();
     let hash = client.hash_kv(LocalEtcd::MEMBER, at).await.unwrap();
     let mut keys = Vec::new();
@@ -34,7 +34,7 @@ pub(super) async fn ask(etcd: &LocalEtcd, at: i64) -> Said {
     Said { revision, hash: hash.hash, keys }
 }
 
-pub(super) async fn save(etcd: &LocalEtcd, path: &Path) {
+pub async fn save(etcd: &LocalEtcd, path: &Path) {
     let mut stream = etcd.client().await.unwrap().snapshot(LocalEtcd::MEMBER).await.unwrap();
     let mut bytes = Vec::new();
     while let Some(chunk) = stream.next().await {
@@ -44,7 +44,7 @@ pub(super) async fn save(etcd: &LocalEtcd, path: &Path) {
 }
 
 /// Stock etcdutl finds nothing wrong with the file and restores it, and stock etcd starts over it.
-pub(super) async fn restored(file: &Path, dir: &Path) -> LocalEtcd {
+pub async fn restored(file: &Path, dir: &Path) -> LocalEtcd {
     let etcdutl = binary("etcdutl-3.6.16");
     // Walks every page, as bbolt's own check does.
     let status = Command::new(&etcdutl).args(["snapshot", "status", "-w", "json"]).arg(file).output().unwrap();
@@ -55,7 +55,7 @@ pub(super) async fn restored(file: &Path, dir: &Path) -> LocalEtcd {
 }
 
 /// Random changes; each call is at least one revision, unless it finds nothing to do.
-pub(super) struct Workload {
+pub struct Workload {
     pub client: Client,
     random: StdRng,
     leases: Vec<i64>,

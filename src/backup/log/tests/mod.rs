@@ -1,0 +1,5 @@
+//! The log against a real etcd and a real S3 server.
+
+mod outages;
+mod support;
+mod whole;
