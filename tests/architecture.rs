@@ -143,7 +143,12 @@ fn nobody_knows_the_command_line() {
     ];
     let rooms: Vec<_> = rooms.iter().map(|room| format!("src/{room}")).collect();
     let rooms: Vec<_> = rooms.iter().map(String::as_str).collect();
-    forbid("the command line calls the rooms, never the other way", &rooms, &["crate::cli::", "super::cli::", "crate::cli;"], &[]);
+    forbid(
+        "the command line calls the rooms, never the other way",
+        &rooms,
+        &["crate::cli::", "super::cli::", "crate::cli;"],
+        &[],
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use tokio::sync::OnceCell;
 
 use super::{CliError, Context, ExitKind};
 use crate::artifacts::{Cache, Silent, Sources};
-use crate::backup::{BucketBackups, BucketVault, Identities, Recipients, Source};
+use crate::backup::{Archive, BucketBackups, BucketVault, Identities, Recipients, Source};
 use crate::config::Cluster;
 use crate::hetzner::HetznerCloud;
 use crate::machines::ShellMachines;
@@ -40,6 +40,18 @@ pub struct Connected {
     pub store: Arc<S3Store>,
     /// What snapshots are taken of.
     pub source: Source,
+}
+
+impl Connected {
+    /// Where points in time are fetched from. Plain data lies below the state directory meanwhile, unlinked.
+    pub fn archive(&self, context: &Context) -> Result<Archive, CliError> {
+        Ok(Archive {
+            store: Arc::clone(&self.store) as _,
+            cluster: self.declared.cluster.name.clone(),
+            identities: Identities::load_given(context.global.identity.as_deref())?,
+            scratch: context.state_dir().join("scratch"),
+        })
+    }
 }
 
 /// Reads and checks `cluster.yaml` and the recipients.

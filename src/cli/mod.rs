@@ -3,6 +3,7 @@
 mod artifacts;
 mod bench;
 mod build;
+mod compact;
 mod completions;
 pub mod connect;
 mod context;
@@ -16,6 +17,9 @@ mod error;
 mod keys;
 mod lab;
 mod lab_fault;
+mod log;
+mod materialize;
+mod members;
 mod obtain;
 mod plan;
 mod rebuild;
@@ -53,6 +57,9 @@ enum Command {
     Build(build::Args),
     Rebuild(rebuild::Args),
     Snapshot(snapshot::Args),
+    Log(log::Args),
+    Materialize(materialize::Args),
+    Compact(compact::Args),
     Resume(resume::Args),
     Runbook(runbook::Args),
     Runs(runs::Args),
@@ -88,6 +95,9 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Build(args) => build::run(args, context),
         Command::Rebuild(args) => rebuild::run(args, context),
         Command::Snapshot(args) => snapshot::run(args, context),
+        Command::Log(args) => log::run(args, context),
+        Command::Materialize(args) => materialize::run(&args, context),
+        Command::Compact(args) => compact::run(&args, context),
         Command::Resume(args) => resume::run(args, context),
         Command::Runbook(args) => runbook::run(args, context),
         Command::Runs(args) => runs::run(args, context),

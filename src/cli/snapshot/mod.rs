@@ -1,7 +1,7 @@
 mod fetch;
 mod list;
 mod show;
-mod take;
+pub(super) mod take;
 mod verify;
 
 use clap::Subcommand;
@@ -49,7 +49,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
 }
 
 /// Prints a value as JSON.
-fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
+pub(super) fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| CliError::new(ExitKind::Failed, format!("the result cannot be written as JSON: {e}")))?;
     println!("{text}");
@@ -57,6 +57,6 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
 }
 
 /// Bytes as people read them.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
 }

@@ -5,10 +5,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{print_json, size};
 use crate::backup::{Progress, Taken};
 use crate::cli::connect::{Connected, connect};
+use crate::cli::members::etcd_of;
 use crate::cli::{CliError, Context};
-use crate::distribution::server_name;
-use crate::ports::{ErrorCode, EtcdEndpoint, PortError, PortResult};
-use crate::steps::ServerOutput;
+use crate::ports::PortResult;
 
 pub(super) fn run(context: &Context) -> Result<(), CliError> {
     let connected = connect(context)?;
@@ -39,24 +38,9 @@ pub(super) fn run(context: &Context) -> Result<(), CliError> {
 
 /// Takes a snapshot of the declared cluster: finds its masters, connects, and adds to the cluster's secrets what else a
 /// recovery needs.
-async fn take_now(connected: &Connected, progress: &Progress) -> PortResult<Taken> {
-    let world = &connected.world;
-    let mut endpoints = Vec::new();
-    for master in &world.cluster.masters {
-        let name = server_name(&world.cluster, &master.name);
-        // A lost master is no reason to take no snapshot: the others are compared and one of them gives it.
-        if let Some(server) = world.cloud.server_by_name(&name).await? {
-            let host = ServerOutput::of(&server)?.host();
-            endpoints.push(EtcdEndpoint { name: master.name.clone(), host, address: master.address });
-        }
-    }
-    if endpoints.is_empty() {
-        let message = format!("no master of cluster {} exists in the cloud", world.cluster.name);
-        return Err(PortError::new(ErrorCode::NotFound, message)
-            .hint("no snapshot was taken; `hk-dr rebuild` brings the cluster back from the newest one"));
-    }
-    let etcd = world.etcd(&endpoints).await?;
-    connected.source.take(etcd.as_ref(), world.store.as_ref(), progress).await
+pub(in crate::cli) async fn take_now(connected: &Connected, progress: &Progress) -> PortResult<Taken> {
+    let etcd = etcd_of(connected).await?;
+    connected.source.take(etcd.as_ref(), connected.world.store.as_ref(), progress).await
 }
 
 /// Shows how far it is, until it is dropped.
