@@ -11,9 +11,11 @@ mod crash;
 mod credentials;
 mod demo;
 mod demo_probe;
+mod diff;
 mod display;
 mod drive;
 mod error;
+mod get;
 mod keys;
 mod lab;
 mod lab_fault;
@@ -23,6 +25,7 @@ mod members;
 mod obtain;
 mod plan;
 mod rebuild;
+mod recovered;
 mod resume;
 mod runbook;
 mod runs;
@@ -60,6 +63,8 @@ enum Command {
     Log(log::Args),
     Materialize(materialize::Args),
     Compact(compact::Args),
+    Diff(diff::Args),
+    Get(get::Args),
     Resume(resume::Args),
     Runbook(runbook::Args),
     Runs(runs::Args),
@@ -98,6 +103,8 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Log(args) => log::run(args, context),
         Command::Materialize(args) => materialize::run(&args, context),
         Command::Compact(args) => compact::run(&args, context),
+        Command::Diff(args) => diff::run(&args, context),
+        Command::Get(args) => get::run(&args, context),
         Command::Resume(args) => resume::run(args, context),
         Command::Runbook(args) => runbook::run(args, context),
         Command::Runs(args) => runs::run(args, context),
