@@ -167,8 +167,51 @@ pub type Effect<T = ()> = Result<T, BackendError>;
 /// A machine went down or came up by itself (poweroff or reboot from inside, or a crash).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MachineEvent {
-    /// Powered off from inside.
+    /// Powered off from inside, or without power.
     Stopped(u64),
+    /// Runs again: its location has power again.
+    Started(u64),
+}
+
+/// What the machines' room is to suffer from.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RoomFaults {
+    /// Locations in which nothing runs on, and nothing ends.
+    pub frozen: Vec<String>,
+    /// Locations without power.
+    pub dark: Vec<String>,
+    pub links: Vec<LinkFault>,
+    /// Volumes that answer I/O errors.
+    pub broken_volumes: Vec<u64>,
+    /// Machines whose root disks have no free space.
+    pub full_disks: Vec<u64>,
+    /// Requests to S3 pass the lab's proxy.
+    pub object_store: bool,
+}
+
+/// Something between a location and an other end, in both directions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinkFault {
+    pub location: String,
+    pub to: LinkEnd,
+    pub impairment: Impairment,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkEnd {
+    Location(String),
+    /// All other locations.
+    Others,
+    /// What is outside of the cloud, and the cloud's own public services.
+    Internet,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Impairment {
+    Cut,
+    Loss { percent: f64 },
+    Rate { kbit: u32 },
+    Delay { milliseconds: u32 },
 }
 
 /// The effects. All calls return when the effect is complete.
@@ -291,6 +334,10 @@ pub trait Backend: Send + Sync + 'static {
     async fn resize_machine(&self, machine: u64, cores: u32, memory_mb: u64, disk_gb: u32) -> Effect {
         let _ = (machine, cores, memory_mb, disk_gb);
         not_here("resizing servers")
+    }
+    /// Replaces all faults of machines, disks and networks.
+    async fn set_faults(&self, faults: &RoomFaults) -> Effect {
+        if *faults == RoomFaults::default() { Ok(()) } else { not_here("faults of machines, disks and networks") }
     }
     async fn machine_counters(&self, machine: u64) -> Effect<Counters> {
         let _ = machine;

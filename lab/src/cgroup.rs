@@ -106,12 +106,23 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Lets whatever stands still go on: with version 1, what is frozen cannot even die.
+    pub(crate) fn thaw_all(&self) {
+        for tree in self.trees.iter().filter(|t| t.controllers.iter().any(|c| c == "freezer")) {
+            for machine in children(&tree.mount.join(TOP).join(&self.lab)) {
+                // Gone meanwhile is as good.
+                let _ = fs::write(machine.join("freezer.state"), "THAWED");
+            }
+        }
+    }
+
     /// Removes all groups of this lab; waits until the kernel has let go of the last process, `deadline` at most.
     ///
     /// # Errors
     /// A process is still there at the deadline.
     pub(crate) fn remove_all(&self, deadline: Duration) -> Result<(), LabError> {
         let end = Instant::now() + deadline;
+        self.thaw_all();
         for tree in &self.trees {
             let top = tree.mount.join(TOP);
             remove_tree(&top.join(&self.lab), end)?;
@@ -193,6 +204,18 @@ impl Group {
             }
         }
         Ok(())
+    }
+
+    /// Lets the machine's processes stand still, or go on.
+    pub(crate) fn freeze(&self, frozen: bool) -> Result<(), LabError> {
+        // Version 2 freezes without any controller, and what is frozen there can still be killed.
+        if let Some(tree) = self.cgroups.trees.iter().find(|t| t.version == 2) {
+            return set(&self.level(tree), "cgroup.freeze", if frozen { "1" } else { "0" });
+        }
+        match self.tree("freezer") {
+            Some(tree) => set(&self.level(tree), "freezer.state", if frozen { "FROZEN" } else { "THAWED" }),
+            None => Err(LabError::new("this host's control groups have no freezer")),
+        }
     }
 
     /// Lets the machine use one block device.

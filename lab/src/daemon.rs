@@ -13,7 +13,7 @@ use crate::error::{Attempt, LabError};
 use crate::machine::Machines;
 use crate::options::{LabInfo, Launch, labs_dir};
 use crate::registry::Registry;
-use crate::{entrance, fabric, objectstore, outer};
+use crate::{entrance, fabric, objectstore, outer, storefault};
 
 /// What the emulator gets from the guardian.
 pub(crate) struct Inheritance {
@@ -75,6 +75,7 @@ async fn serve(inheritance: Inheritance) -> Result<(), LabError> {
     let machines = Arc::new(machines);
     entrance::open(&dir, Arc::clone(&machines) as Arc<dyn Backend>)?;
     let provider = Provider::new(machines, api::Options::new(info.token.clone()));
+    storefault::start(Arc::clone(&provider))?;
     let told = Arc::clone(&provider);
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {

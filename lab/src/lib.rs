@@ -14,6 +14,7 @@ mod error;
 pub mod exec;
 mod fabric;
 pub mod golden;
+mod link;
 pub mod machine;
 mod netns;
 mod nspawn;
@@ -22,6 +23,7 @@ mod options;
 mod outer;
 pub mod registry;
 mod run;
+mod storefault;
 mod volume;
 
 pub use error::LabError;

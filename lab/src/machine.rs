@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use nix::unistd::Pid;
 use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
 
-use crate::backend::{Effect, MachineEvent, MachineSpec, Metadata};
+use crate::backend::{Effect, MachineEvent, MachineSpec, Metadata, RoomFaults};
 use crate::balancer::Balancers;
 use crate::cgroup::{Cgroups, Group, Limits};
 use crate::error::{Attempt, LabError};
@@ -23,6 +24,7 @@ use crate::volume::{self, LoopDevice};
 
 mod disk;
 mod effects;
+mod faults;
 mod rescue;
 
 /// A killed machine is gone in 0.2 s; a busy host takes longer.
@@ -47,6 +49,11 @@ struct Lab {
     wiring: Arc<Wiring>,
     balancers: Balancers,
     events: mpsc::Sender<MachineEvent>,
+    faults: Mutex<RoomFaults>,
+    /// Whether any network has rules of faults.
+    impaired: AtomicBool,
+    /// Machines that ran when their location lost its power.
+    darkened: Mutex<Vec<u64>>,
 }
 
 struct Machine {
@@ -59,8 +66,6 @@ struct Machine {
     disk: Option<disk::Disk>,
     /// What boots next instead of the disk.
     rescue: Option<Metadata>,
-    /// A fault: its disk has no free space.
-    full: bool,
 }
 
 /// One boot, from nspawn's start to its end.
@@ -109,6 +114,9 @@ impl Machines {
             balancers: Balancers::new(Arc::clone(&wiring)),
             wiring,
             events,
+            faults: Mutex::default(),
+            impaired: AtomicBool::new(false),
+            darkened: Mutex::default(),
         };
         Ok((Self { lab: Arc::new(lab) }, receiver))
     }
@@ -147,6 +155,7 @@ impl Lab {
     /// Starts a machine that is off, with its volumes, and watches over it.
     async fn boot(self: &Arc<Self>, machine: &mut Machine) -> Result<(), LabError> {
         let id = machine.spec.id;
+        self.check_location(&machine.spec.location)?;
         let (root, binds) = match self.prepare(machine).await {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -185,7 +194,8 @@ impl Lab {
     /// Lays the network and puts the disk, or a rescue system, in place: the root to boot, and (here, in the machine) what else is to be seen.
     async fn prepare(&self, machine: &mut Machine) -> Result<(PathBuf, Vec<(PathBuf, &'static str)>), LabError> {
         let (disk, wired) = tokio::join!(disk::Disk::mount(&machine.dir), self.wiring.plug_in(machine.spec.id));
-        machine.disk.insert(disk?).fill(machine.full)?;
+        let full = lock(&self.faults).full_disks.contains(&machine.spec.id);
+        machine.disk.insert(disk?).fill(full)?;
         wired?;
         let files = disk::Files(&machine.dir);
         if let Some(access) = machine.rescue.take() {
@@ -216,6 +226,9 @@ impl Lab {
         let Some(Running { leader, .. }) = machine.running else { return Ok(()) };
         let Some(plugged) = machine.volumes.get_mut(&volume) else { return Ok(()) };
         let device = LoopDevice::attach(&image)?;
+        if lock(&self.faults).broken_volumes.contains(&volume) {
+            device.fail(true)?;
+        }
         machine.group.allow_device(device.major, device.minor)?;
         volume::plug(leader, plugged.letter, volume, (device.major, device.minor))?;
         plugged.device = Some(device);
@@ -247,6 +260,8 @@ impl Lab {
             // Gone already is as good.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
+        // With control groups of version 1 what is frozen cannot die.
+        let _ = machine.group.freeze(false);
         let late = tokio::time::timeout(GONE_DEADLINE, running.ended.wait_for(|ended| *ended)).await.is_err();
         if late {
             return Err(LabError::new(format!("machine {} is still there 20 s after its kill", machine.spec.id)));

@@ -109,7 +109,8 @@ fn guard_claimed(launch: &Launch, dir: &Path) -> Result<(), LabError> {
     info.init_pid = init.as_raw();
     let written = write_info(dir, &info);
     // From here on only the lab itself reports: its end closes the pipe to the waiting `lab up`.
-    let watched = written.and_then(|()| to_log(dir)).and_then(|()| watch_init(&signals, init));
+    let groups = Cgroups::of(&launch.name)?;
+    let watched = written.and_then(|()| to_log(dir)).and_then(|()| watch_init(&signals, init, &groups));
     if watched.is_err() {
         // It has an error of its own to report; the kill's would say less.
         let _ = kill(init, Signal::SIGKILL);
@@ -120,11 +121,12 @@ fn guard_claimed(launch: &Launch, dir: &Path) -> Result<(), LabError> {
 }
 
 /// Waits until init ends by itself or somebody asks the guardian to end.
-fn watch_init(signals: &SignalFd, init: Pid) -> Result<(), LabError> {
+fn watch_init(signals: &SignalFd, init: Pid, groups: &Cgroups) -> Result<(), LabError> {
     loop {
         let signal = signals.read_signal().attempt(|| "wait for a signal".into())?;
         let ordered = signal.is_some_and(|s| s.ssi_signo != Signal::SIGCHLD as u32);
         if ordered {
+            groups.thaw_all();
             kill(init, Signal::SIGKILL).attempt(|| "end the lab".into())?;
         }
         let how = if ordered { None } else { Some(WaitPidFlag::WNOHANG) };

@@ -13,6 +13,8 @@ use crate::run;
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
 const LOOP_SET_CAPACITY: libc::c_ulong = 0x4C07;
+const LOOP_SET_STATUS64: libc::c_ulong = 0x4C04;
+const LOOP_GET_STATUS64: libc::c_ulong = 0x4C05;
 const LOOP_CLR_FD: libc::c_ulong = 0x4C01;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 /// Both ext4 and XFS know it: go down at once.
@@ -123,6 +125,23 @@ impl LoopDevice {
         let result = unsafe { libc::ioctl(self.device.as_raw_fd(), LOOP_SET_CAPACITY) };
         if result < 0 {
             return Err(io::Error::last_os_error()).attempt(|| "grow the loop device".into());
+        }
+        Ok(())
+    }
+
+    /// Lets the device answer I/O errors, or serve again: it shrinks to almost nothing, and the kernel refuses whatever
+    /// lies beyond its end.
+    pub(crate) fn fail(&self, failing: bool) -> Result<(), LabError> {
+        // SAFETY: all zeroes is a valid value of this plain structure.
+        let mut info: LoopInfo = unsafe { std::mem::zeroed() };
+        // SAFETY: the kernel fills `info` during the call only; its layout is the kernel's.
+        if unsafe { libc::ioctl(self.device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) } != 0 {
+            return Err(io::Error::last_os_error()).attempt(|| "look at a loop device".into());
+        }
+        info.size_limit = if failing { 512 } else { 0 };
+        // SAFETY: the kernel reads `info` during the call only.
+        if unsafe { libc::ioctl(self.device.as_raw_fd(), LOOP_SET_STATUS64, &raw const info) } != 0 {
+            return Err(io::Error::last_os_error()).attempt(|| "change a loop device".into());
         }
         Ok(())
     }

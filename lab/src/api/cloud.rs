@@ -14,6 +14,7 @@ use super::address::Range;
 use super::balancer::LoadBalancer;
 use super::certificate::Certificate;
 use super::error::{ApiError, ApiResult};
+use super::fault::Fate;
 use super::firewall::Firewall;
 use super::floating_ip::FloatingIp;
 use super::gate::{Bucket, RateLimit};
@@ -136,6 +137,13 @@ impl Cloud {
                     server.status = Status::Off;
                 }
             }
+            MachineEvent::Started(id) => {
+                if let Some(server) = self.state().servers.get_mut(&id)
+                    && server.status == Status::Off
+                {
+                    server.status = Status::Running;
+                }
+            }
         }
     }
 
@@ -162,6 +170,29 @@ impl Cloud {
         }
     }
 
+    /// What the faults that are set make of an action: it may run, has to fail, or hangs until the fault is lifted.
+    pub(super) async fn fate(&self, action: u64) -> Effect {
+        let (common, command) = {
+            let state = self.state();
+            let command = state.actions.get(&action).map(|a| a.command.to_string()).unwrap_or_default();
+            (Arc::clone(&state.common), command)
+        };
+        let fate = common.faults().fate(&command);
+        match fate {
+            Fate::Runs => Ok(()),
+            Fate::Fails(message) => Err(BackendError(message)),
+            Fate::Hangs { fault } => loop {
+                // Registered before the look, so that no lifting is missed.
+                let changed = common.faults_changed.notified();
+                let is_set = common.faults().all().iter().any(|f| f.id == fault);
+                if !is_set {
+                    return Ok(());
+                }
+                changed.await;
+            },
+        }
+    }
+
     /// Runs the rest of an action: `effect` first, then `settle` and the end of the action under one lock.
     pub(super) fn run(
         self: &Arc<Self>,
@@ -171,7 +202,10 @@ impl Cloud {
     ) {
         let cloud = Arc::clone(self);
         tokio::spawn(async move {
-            let result = cloud.effect(effect).await;
+            let result = match cloud.fate(action).await {
+                Ok(()) => cloud.effect(effect).await,
+                Err(error) => Err(error),
+            };
             let mut state = cloud.state();
             settle(&mut state, result.is_ok());
             state.finish(action, result);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method};
@@ -112,10 +112,14 @@ async fn answer(cloud: &Arc<Cloud>, method: &str, path: &str, request: Request, 
     if let Some(error) = cloud.state().common.faults().refusal(method, path) {
         return error.into_response();
     }
+    let delay = cloud.state().common.faults().delay(method, path);
     let changes = !matches!(method, "GET" | "HEAD");
     let response = next.run(request).await;
     if changes {
         cloud.changed();
+    }
+    if let Some(delay) = delay {
+        tokio::time::sleep(Duration::from_millis(delay)).await;
     }
     // Only an answer that tells of work done can be lost in a way that matters.
     if response.status().is_success() && cloud.state().common.faults().loses_answer(method, path) {
@@ -145,7 +149,6 @@ fn correlation_id() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn a_bucket_grants_its_burst_and_then_what_comes_back() {

@@ -36,6 +36,11 @@ impl Input {
         }
     }
 
+    /// All fields that are not null.
+    pub fn fields(&self) -> Map<String, Value> {
+        self.0.iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
     /// The field unless it is absent or null.
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.0.get(name).filter(|v| !v.is_null())

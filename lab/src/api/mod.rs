@@ -17,6 +17,7 @@ mod cloud;
 mod error;
 mod fake;
 mod fault;
+mod fault_routes;
 mod firewall;
 mod firewall_action;
 mod floating_ip;
@@ -53,6 +54,7 @@ use axum::extract::Request;
 pub use address::Range;
 pub use cloud::{Cloud, Limits, Options};
 pub use fake::{FakeBackend, Served, serve_fake, serve_fake_with};
+pub(crate) use fault::Kind as StoreFault;
 pub use gate::RateLimit;
 pub use metadata::metadata_router;
 pub use provider::{Access, Project, Provider, Token};
@@ -62,7 +64,7 @@ use error::ApiError;
 /// The API: paths under `/v1` as the cloud has them, and the lab's own under `/_lab`.
 pub fn router(provider: Arc<Provider>) -> Router {
     Router::new()
-        .merge(fault::routes())
+        .merge(fault_routes::routes())
         .merge(provider::routes())
         .method_not_allowed_fallback(no_method)
         .fallback(gate::to_project)

@@ -14,15 +14,16 @@ use axum::response::Response;
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use super::address::{Pool, Pool6, Range};
 use super::cloud::{Cloud, Options};
 use super::error::{ApiError, ApiResult};
-use super::fault::Faults;
+use super::fault::{Faults, Kind};
 use super::input::Input;
 use super::listing::{created, one};
 use super::store::Changes;
-use crate::backend::{Backend, MachineEvent};
+use crate::backend::{Backend, Effect, MachineEvent};
 
 /// The project that is there from the start.
 pub const DEFAULT_PROJECT: &str = "default";
@@ -61,6 +62,8 @@ pub struct Common {
     networks6: Mutex<Pool6>,
     faults: Mutex<Faults>,
     pub changes: Arc<Changes>,
+    /// Faults changed: who hangs because of one looks again.
+    pub faults_changed: Notify,
 }
 
 impl Common {
@@ -71,6 +74,7 @@ impl Common {
             networks6: Mutex::new(Pool6::new()),
             faults: Mutex::default(),
             changes: Arc::default(),
+            faults_changed: Notify::new(),
         }
     }
 
@@ -146,6 +150,34 @@ impl Provider {
             let token = project.tokens.iter().find(|t| t.secret == secret)?;
             Some((project.clone(), token.access))
         })
+    }
+
+    /// Lets the machines' room suffer from the faults that are set, and from no others.
+    pub async fn apply_faults(&self) -> Effect {
+        let room = self.common.faults().of_the_room();
+        self.common.faults_changed.notify_waiters();
+        self.backend.set_faults(&room).await
+    }
+
+    /// A server of any project by id or name.
+    pub fn find_server(&self, reference: &str) -> Option<u64> {
+        self.projects().iter().find_map(|project| {
+            let state = project.cloud.state();
+            state.servers.values().find(|s| s.name == reference || s.id.to_string() == reference).map(|s| s.id)
+        })
+    }
+
+    /// A volume of any project by id or name.
+    pub fn find_volume(&self, reference: &str) -> Option<u64> {
+        self.projects().iter().find_map(|project| {
+            let state = project.cloud.state();
+            state.volumes.values().find(|v| v.name == reference || v.id.to_string() == reference).map(|v| v.id)
+        })
+    }
+
+    /// What happens to a request to S3, if a fault strikes it.
+    pub(crate) fn s3_fault(&self, method: &str, path: &str) -> Option<Kind> {
+        self.common.faults().of_s3(method, path)
     }
 
     /// A machine changed its state by itself.

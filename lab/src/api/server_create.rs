@@ -343,6 +343,7 @@ async fn perform(cloud: Arc<Cloud>, work: Work) {
 
 async fn build(cloud: &Arc<Cloud>, work: &Work) -> Effect {
     let id = work.spec.id;
+    cloud.fate(work.action).await?;
     cloud.effect(cloud.backend.create_machine(&work.spec, &work.metadata)).await?;
     {
         let mut state = cloud.state();

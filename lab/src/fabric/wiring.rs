@@ -124,6 +124,11 @@ impl Wiring {
         Ok(())
     }
 
+    /// All private networks.
+    pub(crate) async fn networks(&self) -> Vec<u64> {
+        self.state.lock().await.networks.keys().copied().collect()
+    }
+
     /// Removes a private network.
     pub(crate) async fn delete_network(&self, id: u64) -> Result<(), LabError> {
         let mut state = self.state.lock().await;

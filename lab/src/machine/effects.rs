@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::disk::Origin;
 use super::*;
-use crate::backend::{Backend, BalancerSpec, Counters, FirewallRule, Metadata, TargetHealth};
+use crate::backend::{Backend, BalancerSpec, Counters, FirewallRule, Metadata, RoomFaults, TargetHealth};
 use crate::fabric::counters;
 use crate::run;
 
@@ -35,6 +35,7 @@ impl Backend for Machines {
     async fn power_off(&self, id: u64) -> Effect {
         let machine = self.lab.machine(id)?;
         let mut machine = machine.lock().await;
+        self.lab.check_responds(&machine.spec.location)?;
         Ok(self.lab.cut_power(&mut machine).await?)
     }
 
@@ -51,6 +52,7 @@ impl Backend for Machines {
     async fn reset(&self, id: u64) -> Effect {
         let machine = self.lab.machine(id)?;
         let mut machine = machine.lock().await;
+        self.lab.check_location(&machine.spec.location)?;
         self.lab.cut_power(&mut machine).await?;
         Ok(self.lab.boot(&mut machine).await?)
     }
@@ -143,7 +145,8 @@ impl Backend for Machines {
     }
 
     async fn create_network(&self, id: u64, range: &str) -> Effect {
-        Ok(self.lab.wiring.create_network(id, range).await?)
+        self.lab.wiring.create_network(id, range).await?;
+        Ok(self.lab.impair_links().await?)
     }
 
     async fn delete_network(&self, id: u64) -> Effect {
@@ -214,6 +217,10 @@ impl Backend for Machines {
         })
     }
 
+    async fn set_faults(&self, faults: &RoomFaults) -> Effect {
+        Ok(self.lab.suffer(faults).await?)
+    }
+
     async fn create_image(&self, image: u64, machine: u64) -> Effect<f64> {
         let held = self.lab.machine(machine)?;
         let held = held.lock().await;
@@ -230,6 +237,7 @@ impl Backend for Machines {
         let held = self.lab.machine(spec.id)?;
         let mut machine = held.lock().await;
         let origin = self.lab.origin(spec)?;
+        self.lab.check_location(&machine.spec.location)?;
         self.lab.cut_power(&mut machine).await?;
         machine.spec = spec.clone();
         machine.rescue = None;
@@ -295,10 +303,9 @@ impl Lab {
             volumes: BTreeMap::new(),
             disk: None,
             rescue: None,
-            full: false,
         };
         self.register(&machine)?;
         lock(&self.machines).insert(id, Arc::new(tokio::sync::Mutex::new(machine)));
-        Ok(())
+        self.impair_links().await
     }
 }

@@ -32,18 +32,54 @@ impl Lab {
 
     /// Calls the cloud's API as a client on the host does.
     pub fn call(&self, method: &str, path: &str, body: Option<Value>) -> Value {
-        let url = format!("http://{}/v1{path}", self.info.api_published);
+        let (status, text) = self.ask(method, &format!("/v1{path}"), body);
+        assert!((200..300).contains(&status), "{path}: {status}: {text}");
+        serde_json::from_str(&text).unwrap_or(Value::Null)
+    }
+
+    /// Calls the lab's own API.
+    pub fn own(&self, method: &str, path: &str, body: Option<Value>) -> Value {
+        let (status, text) = self.ask(method, &format!("/_lab{path}"), body);
+        assert!((200..300).contains(&status), "{path}: {status}: {text}");
+        serde_json::from_str(&text).unwrap_or(Value::Null)
+    }
+
+    /// The message with which a fault is refused.
+    pub fn refused_own(&self, fault: Value) -> String {
+        let (status, text) = self.ask("POST", "/_lab/faults", Some(fault));
+        assert!(status >= 400, "{status}: {text}");
+        text
+    }
+
+    /// The message with which a request, or the action it starts, fails.
+    pub fn refused(&self, method: &str, path: &str, body: Value) -> String {
+        let (status, text) = self.ask(method, &format!("/v1{path}"), Some(body));
+        if status >= 400 {
+            return text;
+        }
+        let answer: Value = serde_json::from_str(&text).expect("JSON");
+        let id = answer["action"]["id"].as_u64().expect("an action");
+        let mut message = String::new();
+        eventually("the action ends", || {
+            let action = self.call("GET", &format!("/actions?id={id}"), None)["actions"][0].clone();
+            message = action["error"]["message"].as_str().unwrap_or_default().to_owned();
+            action["status"] != "running"
+        });
+        assert!(!message.is_empty(), "the action succeeded");
+        message
+    }
+
+    fn ask(&self, method: &str, path: &str, body: Option<Value>) -> (u16, String) {
+        let url = format!("http://{}{path}", self.info.api_published);
         let method = method.parse().expect("a method");
         let mut request = self.client.request(method, url).bearer_auth(&self.info.token);
         if let Some(body) = body {
             request = request.json(&body);
         }
-        let (status, text) = self.runtime.block_on(async {
+        self.runtime.block_on(async {
             let answer = request.send().await.expect("the API answers");
-            (answer.status(), answer.text().await.expect("a body"))
-        });
-        assert!(status.is_success(), "{path}: {status}: {text}");
-        serde_json::from_str(&text).unwrap_or(Value::Null)
+            (answer.status().as_u16(), answer.text().await.expect("a body"))
+        })
     }
 
     /// Orders an effect from the machine room itself, past the cloud's API.
