@@ -11,7 +11,7 @@ use crate::api::{self, Provider};
 use crate::backend::Backend;
 use crate::error::{Attempt, LabError};
 use crate::machine::Machines;
-use crate::options::{LabInfo, Launch, labs_dir};
+use crate::options::{LabInfo, Launch, labs_dir, state_file};
 use crate::registry::Registry;
 use crate::{entrance, fabric, objectstore, outer, storefault};
 
@@ -74,7 +74,10 @@ async fn serve(inheritance: Inheritance) -> Result<(), LabError> {
     let (machines, mut events) = Machines::new(&launch.name, &launch.golden, &launch.disks, Registry::at(registry)?)?;
     let machines = Arc::new(machines);
     entrance::open(&dir, Arc::clone(&machines) as Arc<dyn Backend>)?;
-    let provider = Provider::new(machines, api::Options::new(info.token.clone()));
+    let options = api::Options::new(info.token.clone());
+    let state = state_file(&launch.disks);
+    let provider =
+        if launch.durable { Provider::load(machines, options, &state)? } else { Provider::new(machines, options) };
     storefault::start(Arc::clone(&provider))?;
     let told = Arc::clone(&provider);
     tokio::spawn(async move {
@@ -83,15 +86,23 @@ async fn serve(inheritance: Inheritance) -> Result<(), LabError> {
         }
     });
     api.set_nonblocking(true).attempt(|| "prepare a listener".into())?;
-    let (router, metadata) = (api::router(Arc::clone(&provider)), api::metadata_router(provider));
-    let servers =
-        [(fabric::listen(fabric::METADATA)?, metadata), (fabric::listen(fabric::API)?, router.clone()), (api, router)];
     let mut running = tokio::task::JoinSet::new();
-    for (listener, router) in servers {
+    let mut serve = |listener: TcpListener, router: axum::Router| {
         let listener = tokio::net::TcpListener::from_std(listener).attempt(|| "prepare a listener".into())?;
         let service = router.into_make_service_with_connect_info::<SocketAddr>();
         running.spawn(async move { axum::serve(listener, service).await });
+        Ok::<(), LabError>(())
+    };
+    // Machines that boot ask for it.
+    serve(fabric::listen(fabric::METADATA)?, api::metadata_router(Arc::clone(&provider)))?;
+    if launch.durable {
+        report(&Report::Progress("bringing back what was kept".into()));
+        provider.restore().await?;
+        provider.keep(state).await?;
     }
+    let router = api::router(provider);
+    serve(fabric::listen(fabric::API)?, router.clone())?;
+    serve(api, router)?;
     report(&Report::Ready);
     outer::to_log(&dir)?;
     match running.join_next().await {

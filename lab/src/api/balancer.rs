@@ -234,6 +234,17 @@ async fn update(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>, input
     Ok(one("load_balancer", state.balancer_json(state.balancer(id)?)))
 }
 
+impl State {
+    /// Removes a load balancer that is no longer in the machine room.
+    pub(super) fn drop_balancer(&mut self, id: u64) {
+        if let Some(gone) = self.load_balancers.remove(&id) {
+            self.common.addresses().give_back(gone.ipv4);
+            self.common.networks6().give_back(gone.network6);
+        }
+        self.made().forget_balancer(id);
+    }
+}
+
 /// It is listed until it is gone.
 async fn remove(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
     let id = path_id(&id)?;
@@ -246,12 +257,7 @@ async fn remove(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> Ap
         // Nobody may make it again while it goes.
         let _turn = runner.upkeep.balancers.lock().await;
         runner.backend.delete_balancer(id).await?;
-        let mut state = runner.state();
-        if let Some(gone) = state.load_balancers.remove(&id) {
-            state.common.addresses().give_back(gone.ipv4);
-            state.common.networks6().give_back(gone.network6);
-        }
-        state.made().forget_balancer(id);
+        runner.state().drop_balancer(id);
         Ok(())
     };
     cloud.run(action, effect, |_, _| {});

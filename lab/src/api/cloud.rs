@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::action::Action;
@@ -105,22 +106,10 @@ pub struct Cloud {
 
 impl Cloud {
     pub(super) fn new(backend: Arc<dyn Backend>, options: Options, common: Arc<Common>) -> Arc<Self> {
-        let state = State {
-            common,
-            servers: BTreeMap::new(),
-            volumes: BTreeMap::new(),
-            networks: BTreeMap::new(),
-            placement_groups: BTreeMap::new(),
-            ssh_keys: BTreeMap::new(),
-            images: BTreeMap::new(),
-            primary_ips: BTreeMap::new(),
-            floating_ips: BTreeMap::new(),
-            firewalls: BTreeMap::new(),
-            load_balancers: BTreeMap::new(),
-            certificates: BTreeMap::new(),
-            made: Mutex::default(),
-            actions: BTreeMap::new(),
-        };
+        Self::with_state(backend, options, State { common, ..State::default() })
+    }
+
+    pub(super) fn with_state(backend: Arc<dyn Backend>, options: Options, state: State) -> Arc<Self> {
         let bucket = Mutex::new(Bucket::new(options.rate_limit));
         let cloud = Arc::new(Self { backend, options, state: Mutex::new(state), bucket, upkeep: Upkeep::default() });
         cloud.keep_up();
@@ -275,8 +264,11 @@ impl Hidden {
     }
 }
 
-/// Everything the project has.
+/// Everything the project has. All of it is kept, unless it says otherwise.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct State {
+    #[serde(skip)]
     pub common: Arc<Common>,
     pub servers: BTreeMap<u64, Server>,
     pub volumes: BTreeMap<u64, Volume>,
@@ -291,6 +283,7 @@ pub struct State {
     pub load_balancers: BTreeMap<u64, LoadBalancer>,
     pub certificates: BTreeMap<u64, Certificate>,
     /// What the machine room was made to do and what it told. Not to be kept: it ends with the machine room.
+    #[serde(skip)]
     made: Mutex<Made>,
     pub actions: BTreeMap<u64, Action>,
 }

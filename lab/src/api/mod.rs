@@ -35,6 +35,7 @@ mod pricing;
 mod primary_ip;
 mod provider;
 mod rdns;
+mod restore;
 mod selector;
 mod server;
 mod server_action;

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use super::address::{Pool, Pool6, Range};
-use super::cloud::{Cloud, Options};
+use super::cloud::{Cloud, Options, State};
 use super::error::{ApiError, ApiResult};
 use super::fault::{Faults, Kind};
 use super::input::Input;
@@ -66,6 +66,13 @@ pub struct Common {
     pub faults_changed: Notify,
 }
 
+impl Default for Common {
+    /// Of nobody: a state that is read finds its own afterwards.
+    fn default() -> Self {
+        Self::new(1, Range::PUBLIC)
+    }
+}
+
 impl Common {
     fn new(first_id: u64, public_range: Range) -> Self {
         Self {
@@ -80,6 +87,11 @@ impl Common {
 
     pub fn next_id(&self) -> u64 {
         self.last_id.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The id that was given last.
+    pub fn last_id(&self) -> u64 {
+        self.last_id.load(Ordering::Relaxed)
     }
 
     /// The public addresses.
@@ -114,6 +126,32 @@ impl Provider {
         let provider = Self { backend, options, common, projects: RwLock::default() };
         provider.add_project(DEFAULT_PROJECT.to_owned(), vec![token]);
         Arc::new(provider)
+    }
+
+    /// Without any project.
+    pub(super) fn empty(
+        backend: Arc<dyn Backend>,
+        options: Options,
+        last_id: u64,
+        (addresses, networks6): (Pool, Pool6),
+    ) -> Arc<Self> {
+        let common = Common::new(last_id + 1, options.public_range);
+        *common.addresses() = addresses;
+        *common.networks6() = networks6;
+        Arc::new(Self { backend, options, common: Arc::new(common), projects: RwLock::default() })
+    }
+
+    /// Adds a project as it was.
+    pub(super) fn restore_project(&self, name: String, tokens: Vec<Token>, mut state: State) {
+        state.common = Arc::clone(&self.common);
+        let cloud = Cloud::with_state(Arc::clone(&self.backend), self.options.clone(), state);
+        let router = super::project_router(Arc::clone(&cloud));
+        let project = Project { name, tokens, cloud, router };
+        self.projects.write().unwrap_or_else(PoisonError::into_inner).push(project);
+    }
+
+    pub(super) fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
     }
 
     fn add_project(&self, name: String, tokens: Vec<Token>) {

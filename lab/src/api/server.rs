@@ -318,7 +318,7 @@ async fn remove(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> Ap
 
 impl State {
     /// Removes a server whose machine is gone, from everything that names it.
-    fn forget_server(&mut self, id: u64) {
+    pub(super) fn forget_server(&mut self, id: u64) {
         self.release_primary_ips(id);
         self.servers.remove(&id);
         self.made().forget_server(id);

@@ -29,11 +29,12 @@ pub struct Volume {
     pub location: &'static Location,
     /// The server it is attached to.
     pub server: Option<u64>,
-    size_gb: u32,
-    format: Option<String>,
+    pub size_gb: u32,
+    pub format: Option<String>,
     labels: Labels,
     protected: bool,
-    available: bool,
+    /// Its disk is made.
+    pub available: bool,
     created: Timestamp,
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hk_lab::{LabInfo, LabOptions, control};
+use hk_lab::{LabError, LabInfo, LabOptions, control};
 use serde_json::{Value, json};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_hk-labd");
@@ -21,13 +21,43 @@ pub struct Lab {
 
 impl Lab {
     pub fn up(name: &str) -> Self {
+        Self::try_up(name).expect("the lab comes up")
+    }
+
+    /// A lab that is kept when it ends; `control::destroy` removes it.
+    pub fn up_durable(name: &str) -> Self {
+        Self::try_up_durable(name).expect("the lab comes up")
+    }
+
+    pub fn try_up(name: &str) -> Result<Self, LabError> {
         let options = LabOptions { name: name.to_owned(), cache_dir: cache_dir(), state_dir: state_dir() };
         let mut daemon = Command::new(PROGRAM);
         daemon.arg("daemon").env("HK_LAB_ENTRANCE", "1");
-        let info = control::up(&options, daemon, &mut |line| eprintln!("{line}")).expect("the lab comes up");
+        control::up(&options, daemon, &mut |line| eprintln!("{line}")).map(Self::around)
+    }
+
+    pub fn try_up_durable(name: &str) -> Result<Self, LabError> {
+        let options = LabOptions { name: name.to_owned(), cache_dir: cache_dir(), state_dir: state_dir() };
+        let mut daemon = Command::new(PROGRAM);
+        daemon.arg("daemon").env("HK_LAB_ENTRANCE", "1");
+        control::up_durable(&options, daemon, &mut |line| eprintln!("{line}")).map(Self::around)
+    }
+
+    fn around(info: LabInfo) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         Self { info, client: reqwest::Client::new(), runtime }
+    }
+
+    /// As `call`, whatever the status; none if nobody answers.
+    pub fn try_call(&self, method: &str, path: &str, body: Option<Value>) -> Option<Value> {
+        let url = format!("http://{}/v1{path}", self.info.api_published);
+        let mut request = self.client.request(method.parse().expect("a method"), url).bearer_auth(&self.info.token);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let text = self.runtime.block_on(async { request.send().await.ok()?.text().await.ok() })?;
+        Some(serde_json::from_str(&text).unwrap_or(Value::Null))
     }
 
     /// Calls the cloud's API as a client on the host does.
