@@ -1,9 +1,11 @@
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::agree::{Agreement, agree};
 use super::manifest::{FORMAT, Manifest, Sealed};
@@ -16,8 +18,11 @@ use crate::ports::{
 
 /// Silence of the member in the middle of its snapshot.
 const SILENCE_DEADLINE: Duration = Duration::from_secs(60);
-/// Pieces of the stream between two stages; etcd sends 32 KiB each.
-const QUEUE: usize = 32;
+/// Pieces of the stream (etcd sends 32 KiB each) that are handed on together: waking a thread costs more than its work on
+/// one of them.
+const BATCH: usize = 16;
+/// Batches between two stages.
+const QUEUE: usize = 3;
 /// How long an abort may take: the error it follows must get out.
 const ABORT_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -33,7 +38,7 @@ pub struct TakeRequest<'a> {
     pub git_commit: Option<String>,
     pub clock: &'a dyn Clock,
     pub compression: Compression,
-    pub progress: &'a Progress,
+    pub progress: &'a Arc<Progress>,
 }
 
 /// How far it is; read by whoever shows it.
@@ -173,30 +178,38 @@ async fn stream(
     let (recipients, compression) = (request.recipients.clone(), request.compression);
     let sealing = tokio::task::spawn_blocking(move || seal::seal(&from_inspect, &recipients, compression, to_upload));
 
-    let (received, sent) =
-        tokio::join!(receive(member, source, to_inspect, request.progress), send(from_seal, upload, request.progress));
+    // A task of its own shares a thread with the connection it reads from: waking it costs nothing, whereas waking this
+    // one costs a context switch for each of the stream's messages (docs/DECISIONS.md).
+    let receiving = receive(member.clone(), source, to_inspect, Arc::clone(request.progress));
+    let receiving = AbortOnDropHandle::new(tokio::spawn(receiving));
+    let (received, sent) = tokio::join!(receiving, send(from_seal, upload, request.progress));
     // A stage that stops drops its ends of the queues, so its neighbours stop too: both tasks end by themselves.
     let died =
         |e: tokio::task::JoinError| PortError::new(ErrorCode::Local, format!("a stage of the snapshot died: {e}"));
     let (inspected, sealed) = (inspecting.await.map_err(died)?, sealing.await.map_err(died)?);
-    received?;
+    received.map_err(died)??;
     sent?;
     Ok((inspected?, sealed?))
 }
 
 async fn receive(
-    member: &str,
+    member: String,
     mut source: ByteStream,
-    to_inspect: mpsc::Sender<Bytes>,
-    progress: &Progress,
+    to_inspect: mpsc::Sender<Vec<Bytes>>,
+    progress: Arc<Progress>,
 ) -> PortResult<()> {
+    let mut batch = Vec::with_capacity(BATCH);
     loop {
         let next = tokio::time::timeout(SILENCE_DEADLINE, source.next()).await.map_err(|_| {
             let message = format!("etcd member {member} went silent for {} s", SILENCE_DEADLINE.as_secs());
             PortError::new(ErrorCode::Timeout, message).hint("nothing was kept; take the snapshot again")
         })?;
         match next {
-            None => return Ok(()),
+            None => {
+                // Whether or not it is taken: the next stage says what is wrong, if it has stopped.
+                let _ = to_inspect.send(batch).await;
+                return Ok(());
+            }
             Some(Err(broken)) => {
                 let hint =
                     broken.hint.clone().unwrap_or_else(|| "nothing was kept; take the snapshot again".to_owned());
@@ -207,9 +220,13 @@ async fn receive(
             }
             Some(Ok(chunk)) => {
                 progress.read_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                if to_inspect.send(chunk).await.is_err() {
-                    // The next stage stopped and says why.
-                    return Ok(());
+                batch.push(chunk);
+                if batch.len() == BATCH {
+                    let full = std::mem::replace(&mut batch, Vec::with_capacity(BATCH));
+                    if to_inspect.send(full).await.is_err() {
+                        // The next stage stopped and says why.
+                        return Ok(());
+                    }
                 }
             }
         }

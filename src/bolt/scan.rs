@@ -19,8 +19,6 @@ use super::reader::compact_revision;
 
 /// The largest page (with overflow) that is looked at: four values of 8 MiB, five times etcd's default limit.
 const PAGE_BYTES_MAX: usize = 32 << 20;
-/// Consumed bytes that may lie in the window before it is moved up.
-const SLACK_BYTES: usize = 1 << 20;
 /// Children of branch candidates, at 4 bytes each. A database of 8 GB has two million.
 const CHILDREN_MAX: usize = 6 << 20;
 /// Bytes kept of leaves outside of the bucket `key` (the root, `meta`, and their stale copies).
@@ -56,14 +54,21 @@ pub struct Summary {
 pub struct Scanner {
     /// Where a compaction is expected; versions behind it are remembered one by one, to count keys exactly.
     compact_hint: i64,
+    /// The beginning of a page whose end has not come yet.
     window: Vec<u8>,
-    /// Bytes at the window's beginning that are done with.
-    consumed: usize,
-    /// Number of the page that begins behind them.
+    /// Number of the page that is looked at next.
     next_page: u64,
     received: u64,
     meta: Option<Meta>,
     found: Candidates,
+}
+
+/// What looking at a page came to.
+enum Step {
+    /// So many bytes are done with.
+    Done(usize),
+    /// So many bytes must be there first.
+    Needs(usize),
 }
 
 #[derive(Default)]
@@ -73,7 +78,8 @@ struct Candidates {
     children: Blocks<u32>,
     side: HashMap<u32, SideLeaf>,
     side_bytes: usize,
-    details: HashMap<u32, Box<[Detail]>>,
+    /// In the order of their pages.
+    details: Vec<(u32, Box<[Detail]>)>,
     detail_bytes: usize,
     /// Candidates too large to be looked at.
     oversized: Vec<u32>,
@@ -126,51 +132,63 @@ struct Detail {
 impl Scanner {
     /// A scanner for a file whose compaction is expected at a revision (0: none, or not known).
     pub fn new(compact_hint: i64) -> Self {
-        Self {
-            compact_hint,
-            window: Vec::new(),
-            consumed: 0,
-            next_page: 0,
-            received: 0,
-            meta: None,
-            found: Candidates::default(),
-        }
+        Self { compact_hint, window: Vec::new(), next_page: 0, received: 0, meta: None, found: Candidates::default() }
     }
 
-    /// Takes the next bytes.
-    pub fn push(&mut self, data: &[u8]) -> Result<(), BoltError> {
+    /// Takes the next bytes. What is whole is looked at where it lies; only a page that continues in the next bytes is
+    /// copied.
+    pub fn push(&mut self, mut data: &[u8]) -> Result<(), BoltError> {
         self.received += data.len() as u64;
-        if self.consumed >= SLACK_BYTES {
-            self.window.drain(..self.consumed);
-            self.consumed = 0;
+        let mut window = std::mem::take(&mut self.window);
+        // Moved up once, not for every page of a large value.
+        let mut done = 0;
+        while done < window.len() {
+            match self.step(&window[done..])? {
+                Step::Done(bytes) => done += bytes,
+                Step::Needs(bytes) => {
+                    let missing = bytes.saturating_sub(window.len() - done).min(data.len());
+                    if missing == 0 {
+                        break;
+                    }
+                    let (now, later) = data.split_at(missing);
+                    window.extend_from_slice(now);
+                    data = later;
+                }
+            }
         }
-        self.window.extend_from_slice(data);
-        while self.step()? {}
+        window.drain(..done);
+        if window.is_empty() {
+            while let Step::Done(bytes) = self.step(data)? {
+                data = &data[bytes..];
+            }
+        }
+        window.extend_from_slice(data);
+        self.window = window;
         Ok(())
     }
 
-    /// Looks at the next page; false if more bytes are needed for that.
-    fn step(&mut self) -> Result<bool, BoltError> {
-        let rest = &self.window[self.consumed..];
+    /// Looks at the page that begins `rest`.
+    fn step(&mut self, rest: &[u8]) -> Result<Step, BoltError> {
         let Some(meta) = self.meta else {
             if rest.len() < META_BYTES {
-                return Ok(false);
+                return Ok(Step::Needs(META_BYTES));
             }
             let first = Meta::parse(rest).map_err(|why| BoltError::corrupt(0, why))?;
             let page_size = first.page_size as usize;
             if rest.len() < page_size + META_BYTES {
-                return Ok(false);
+                return Ok(Step::Needs(page_size + META_BYTES));
             }
             self.meta = Some(Meta::newer(Ok(first), Meta::parse(&rest[page_size..]))?);
-            return Ok(true);
+            return Ok(Step::Done(0));
         };
         let page_size = meta.page_size as usize;
         if rest.len() < page_size {
-            return Ok(false);
+            return Ok(Step::Needs(page_size));
         }
+        // Most pages are the inside of values: their first bytes settle it.
         if self.next_page >= 2
+            && rest[..8] == self.next_page.to_le_bytes()
             && let Some(header) = Header::parse(rest)
-            && header.id == self.next_page
             && header.plausible(rest)
             && let Ok(number) = u32::try_from(header.id)
         {
@@ -181,15 +199,14 @@ impl Scanner {
             } else if bytes > PAGE_BYTES_MAX {
                 self.found.oversized.push(number);
             } else if rest.len() < bytes {
-                return Ok(false);
+                return Ok(Step::Needs(bytes));
             } else {
                 self.found.take(number, header, &rest[..bytes], self.compact_hint)?;
             }
         }
         // Only one page on, whatever the header claims: behind a stale page its former overflow may be in use again.
         self.next_page += 1;
-        self.consumed += page_size;
-        Ok(true)
+        Ok(Step::Done(page_size))
     }
 
     /// Walks the tree once all bytes were taken.
@@ -234,7 +251,7 @@ impl Scanner {
                 count.add(leaf, Some(&details), meta.root)?;
             }
             BucketRoot::Page(root) => found.walk(&meta, *root, &mut |page| match found.leaf(page) {
-                Some(leaf) => count.add(leaf, found.details.get(&page).map(|d| &**d), page.into()),
+                Some(leaf) => count.add(leaf, found.details(page), page.into()),
                 // An empty bucket's only page does not show what bucket it is of.
                 None if found.side.get(&page).is_some_and(|leaf| leaf.count == 0) => Ok(()),
                 None => Err(missing(page)),
@@ -279,7 +296,7 @@ impl Candidates {
             let weight = DETAIL_OVERHEAD + size_of_val(&*details);
             if leaf.last_main() > compact_hint && self.detail_bytes + weight <= DETAIL_BYTES_MAX {
                 self.detail_bytes += weight;
-                self.details.insert(page, details.into_boxed_slice());
+                self.details.push((page, details.into_boxed_slice()));
             }
         } else if let Some(leaf) = SideLeaf::read(bytes) {
             self.side_bytes += leaf.weight();
@@ -289,6 +306,11 @@ impl Candidates {
             self.side.insert(page, leaf);
         }
         Ok(())
+    }
+
+    fn details(&self, page: u32) -> Option<&[Detail]> {
+        let at = self.details.binary_search_by_key(&page, |(page, _)| *page).ok()?;
+        Some(&self.details[at].1)
     }
 
     fn leaf(&self, page: u32) -> Option<KeyLeaf> {

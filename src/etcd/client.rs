@@ -124,6 +124,15 @@ impl Link {
     }
 }
 
+/// A message as the bytes it carries, which are not copied: there are gigabytes of them.
+struct Blob(etcd_client::SnapshotResponse);
+
+impl AsRef<[u8]> for Blob {
+    fn as_ref(&self) -> &[u8] {
+        self.0.blob()
+    }
+}
+
 #[async_trait]
 impl Etcd for EtcdClient {
     fn members(&self) -> Vec<String> {
@@ -197,7 +206,7 @@ impl Etcd for EtcdClient {
                 match timeout(SNAPSHOT_SILENCE, stream.message()).await {
                     Ok(Ok(Some(message))) => {
                         let remaining = message.remaining_bytes();
-                        Some((Ok(Bytes::copy_from_slice(message.blob())), Some((stream, client, remaining))))
+                        Some((Ok(Bytes::from_owner(Blob(message))), Some((stream, client, remaining))))
                     }
                     Ok(Ok(None)) if remaining == 0 => None,
                     Ok(Ok(None)) => {

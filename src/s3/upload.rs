@@ -96,6 +96,8 @@ impl Upload for S3Upload {
                 .upload_id(id)
                 .part_number(number)
                 .body(Body::from(data))
+                .customize()
+                .disable_payload_signing()
                 .send()
                 .await
                 .map_err(|failed| error::map(&store.name, &format!("upload part {number} of {key}"), &failed))?;

@@ -5,9 +5,7 @@ use age::x25519;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::backup::{
-    BucketBackups, Catalog, Compression, Entry, Identities, Progress, Recipients, TakeRequest, Taken, take,
-};
+use crate::backup::{BucketBackups, Catalog, Compression, Entry, Identities, Recipients, TakeRequest, Taken, take};
 use crate::bolt::tests::compacted_sample;
 use crate::ports::{
     ByteStream, ErrorCode, Etcd, HashKv, KeyValue, Member, MemberStatus, ObjectStore, PortError, PortResult,
@@ -158,7 +156,7 @@ pub async fn take_set(etcd: &dyn Etcd, store: &dyn ObjectStore, keys: &Keys, set
         git_commit: Some("0123abcd".to_owned()),
         clock: &SystemClock,
         compression: Compression::default(),
-        progress: &Progress::default(),
+        progress: &Arc::default(),
     })
     .await
 }

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use tokio::io::AsyncReadExt;
 
 use super::{Bench, Goal};
 use crate::backup::local_etcd::LocalEtcd;
-use crate::backup::{Compression, Progress, Recipients, TakeRequest, take};
+use crate::backup::{Compression, Recipients, TakeRequest, take};
 use crate::cli::{CliError, Context, ExitKind};
 use crate::etcd::EtcdClient;
 use crate::ports::{ObjectStore, PutCondition, RecoverySet, SystemClock};
@@ -181,7 +182,7 @@ pub fn once(args: &OnceArgs, context: &Context) -> Result<(), CliError> {
             git_commit: None,
             clock: &SystemClock,
             compression: Compression::default(),
-            progress: &Progress::default(),
+            progress: &Arc::default(),
         })
         .await
     })?;

@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -11,7 +12,7 @@ use crate::ports::PortResult;
 
 pub(super) fn run(context: &Context) -> Result<(), CliError> {
     let connected = connect(context)?;
-    let progress = Progress::default();
+    let progress = Arc::default();
     let taken = context.block_on(async {
         let show = show_progress(context, &progress);
         tokio::select! {
@@ -38,7 +39,7 @@ pub(super) fn run(context: &Context) -> Result<(), CliError> {
 
 /// Takes a snapshot of the declared cluster: finds its masters, connects, and adds to the cluster's secrets what else a
 /// recovery needs.
-pub(in crate::cli) async fn take_now(connected: &Connected, progress: &Progress) -> PortResult<Taken> {
+pub(in crate::cli) async fn take_now(connected: &Connected, progress: &Arc<Progress>) -> PortResult<Taken> {
     let etcd = etcd_of(connected).await?;
     connected.source.take(etcd.as_ref(), connected.world.store.as_ref(), progress).await
 }
