@@ -9,15 +9,13 @@ use secrecy::SecretString;
 use crate::distribution::initial_cluster_of;
 use crate::distribution::upstream::{self, Install, NOT_READY, Probe, REFUSED, Role};
 use crate::ports::{
-    Binary, ByteStream, ErrorClass, ErrorCode, EtcdRestore, Host, Machines, NodeProbe, Output, PortError, PortResult,
-    RemoteFile, Service, Shell,
+    Binary, ByteStream, ErrorCode, EtcdRestore, Host, Machines, NodeProbe, Output, PortError, PortResult, RemoteFile,
+    Service, Shell,
 };
 
 const QUICK: Duration = Duration::from_secs(60);
 const PACKAGES: Duration = Duration::from_secs(300);
 const TRANSFER: Duration = Duration::from_secs(1800);
-/// Between two tries to reach a machine that boots.
-const KNOCK_EVERY: Duration = Duration::from_millis(50);
 
 /// [`Machines`] over a [`Shell`].
 pub struct ShellMachines {
@@ -53,23 +51,7 @@ fn checked(host: &Host, doing: &str, output: Output) -> PortResult<Output> {
 #[async_trait]
 impl Machines for ShellMachines {
     async fn wait_ready(&self, host: &Host, deadline: Duration) -> PortResult<()> {
-        let end = tokio::time::Instant::now() + deadline;
-        loop {
-            let error = match self.shell.run(host, "true", QUICK).await {
-                Ok(output) if output.status == 0 => return Ok(()),
-                Ok(output) => return checked(host, "the first command", output).map(|_| ()),
-                Err(error) => error,
-            };
-            // Until its first boot script has run, a machine shows a host key of its own and refuses the login.
-            let early = matches!(error.code, ErrorCode::Untrusted | ErrorCode::Unauthorized);
-            if !early && error.class() != ErrorClass::Transient {
-                return Err(error.context(format!("reaching {}", host.name)));
-            }
-            if tokio::time::Instant::now() + KNOCK_EVERY >= end {
-                return Err(error.context(format!("{} was not reachable within {} s", host.name, deadline.as_secs())));
-            }
-            tokio::time::sleep(KNOCK_EVERY).await;
-        }
+        self.shell.wait_ready(host, deadline).await.map_err(|e| e.context(format!("reaching {}", host.name)))
     }
 
     async fn probe(&self, host: &Host, master: bool) -> PortResult<NodeProbe> {

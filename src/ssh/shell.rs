@@ -51,7 +51,7 @@ impl SshShell {
 
     /// Returns once the machine shows its pinned host key and accepts the login. Until then everything that a booting
     /// server may answer is tried again: nothing, a refused connection, another host key, a refused login.
-    pub async fn wait_for_ssh(&self, host: &Host, deadline: Duration) -> PortResult<()> {
+    async fn knock(&self, host: &Host, deadline: Duration) -> PortResult<()> {
         let end = Instant::now() + deadline;
         let mut pause = Duration::from_millis(50);
         // A first packet that is lost while the machine's interface comes up is repeated by the kernel only after a
@@ -74,7 +74,7 @@ impl SshShell {
                 )));
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 5 / 4).min(Duration::from_millis(500));
+            pause = (pause * 9 / 8).min(Duration::from_millis(500));
             patience = (patience * 3 / 2).min(TCP_TIMEOUT);
         }
     }
@@ -171,7 +171,7 @@ async fn within<T>(host: &Host, deadline: Duration, work: impl Future<Output = P
 #[async_trait]
 impl Shell for SshShell {
     async fn wait_ready(&self, host: &Host, deadline: Duration) -> PortResult<()> {
-        within(host, deadline + TCP_TIMEOUT, self.wait_for_ssh(host, deadline)).await
+        within(host, deadline + TCP_TIMEOUT, self.knock(host, deadline)).await
     }
 
     async fn run(&self, host: &Host, script: &str, deadline: Duration) -> PortResult<Output> {
