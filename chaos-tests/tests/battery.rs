@@ -282,7 +282,27 @@ async fn a_second_build_has_no_steps_for_what_exists_in_the_cloud() {
     let world = before(&Wanted::Build).await;
     let plan = draw(&world, &Wanted::Build).await;
     process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
+    let (created, built) = (world.cloud.creations(), outcome(&world).await);
     let again = draw(&world, &Wanted::Build).await;
+    process(&world, &again, MemoryJournal::default()).await.expect("it ends");
+    assert_eq!(world.cloud.creations(), created, "a second build creates nothing in the cloud");
+    assert_eq!(outcome(&world).await, built, "a second build changes no machine");
     let made: Vec<_> = again.steps.iter().filter(|s| s.kind.ends_with(".create")).collect();
     assert!(made.is_empty(), "{made:?}");
+}
+
+#[tokio::test]
+async fn a_build_that_is_planned_again_still_looks_at_the_machines() {
+    let world = before(&Wanted::Build).await;
+    let plan = draw(&world, &Wanted::Build).await;
+    process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
+    // A location has no capacity: the plan is replaced by one without it. What the masters hold must be known to it as
+    // to the first, or it would found an etcd over the one that is there.
+    let course = Course { parent: Some(plan.id.clone()), lineage: Some(plan.lineage.clone()), ..Course::default() };
+    let again = draw_plan(&world.world(), "ssh-ed25519 AAAA", &Wanted::Build, &course, "p2").await.expect("a plan");
+    process(&world, &again, MemoryJournal::default()).await.expect("it ends");
+    assert!(world.machines().await.values().all(|m| m.overwritten == 0), "no data was overwritten");
+    let first = draw(&world, &Wanted::Build).await;
+    let kinds = |plan: &Plan| plan.steps.iter().map(|s| s.kind.clone()).collect::<Vec<_>>();
+    assert_eq!(kinds(&again), kinds(&first), "planned again or for the first time, it finds the same to do");
 }

@@ -193,7 +193,7 @@ impl Backups for BucketBackups {
     }
 
     async fn take(&self, etcd: std::sync::Arc<dyn crate::ports::Etcd>) -> PortResult<String> {
-        let progress = super::Progress::default();
+        let progress = std::sync::Arc::default();
         Ok(self.source()?.take(etcd.as_ref(), self.store.as_ref(), &progress).await?.manifest.id)
     }
 

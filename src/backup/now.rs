@@ -42,7 +42,7 @@ impl Source {
     }
 
     /// Takes a snapshot of these members.
-    pub async fn take(&self, etcd: &dyn Etcd, store: &dyn ObjectStore, progress: &Progress) -> PortResult<Taken> {
+    pub async fn take(&self, etcd: &dyn Etcd, store: &dyn ObjectStore, progress: &Arc<Progress>) -> PortResult<Taken> {
         take(&TakeRequest {
             cluster: &self.cluster,
             etcd,

@@ -12,7 +12,7 @@ use super::{CliError, Context, ExitKind};
 use crate::config::Cluster;
 use crate::drawing::{Course, DrawError, Wanted, draw_plan};
 use crate::engine::{Engine, Run, RunError};
-use crate::journal::{Body, FileJournal, JournalError};
+use crate::journal::{Body, FileJournal, JournalError, RunState};
 use crate::plan::{Plan, PlanError, Purpose, RebuildChoice, RunbookChoice};
 use crate::ports::ErrorCode;
 use crate::runs::{RunDir, Runs};
@@ -31,11 +31,29 @@ pub async fn draw(connected: &Connected, wanted: &Wanted, course: &Course) -> Re
     })
 }
 
+/// What a plan that was given up has made: nobody should have to find it out from the cloud's console.
+fn made(plan: &Plan, dir: &RunDir) -> Result<Vec<String>, CliError> {
+    let events = FileJournal::read(&dir.journal()).map_err(|e| stopped(plan, e.into()))?;
+    let state = RunState::replay(plan, &events).map_err(|e| stopped(plan, e.into()))?;
+    let created = plan.steps.iter().filter(|step| step.kind.ends_with(".create") && state.is_finished(&step.id));
+    Ok(created.map(|step| step.title.clone()).collect())
+}
+
+/// Says what earlier plans of the same command left, when there is no further plan.
+fn left_behind(error: CliError, made: &[String]) -> CliError {
+    if made.is_empty() {
+        return error.hint("nothing was created");
+    }
+    error
+        .hint(format!("done before and kept: {}", made.join(", ")))
+        .hint("`hk-dr plan` shows what is missing; a further build or rebuild uses what is there")
+}
+
 fn refused(error: PlanError) -> CliError {
     let message = error.to_string();
     match error {
         PlanError::NoLocation { .. } => CliError::new(ExitKind::Capacity, message)
-            .hint("nothing was touched by this plan; add a location to fallbackLocations, or wait and run again"),
+            .hint("add a location to fallbackLocations, or wait and run again"),
         PlanError::Foreign(_) => CliError::new(ExitKind::Failed, message)
             .hint("nothing was touched; rename or remove what is in the way, or choose another cluster name"),
         PlanError::DataExists { volumes, .. } => {
@@ -117,6 +135,7 @@ async fn follow(
 ) -> Result<String, CliError> {
     let runs = Runs::of(&context.state_dir(), &connected.world.cluster.name);
     let mut course = Course::default();
+    let mut all_made = Vec::new();
     for _ in 0..PLANS_MAX {
         let Err(failed) = measure(context, connected, &plan, &dir, manner).await? else { return Ok(plan.id) };
         let Some(location) = location_without_capacity(&plan, &failed) else { return Err(stopped(&plan, failed)) };
@@ -124,13 +143,15 @@ async fn follow(
         course.unavailable.insert(location);
         course.lineage = Some(plan.lineage.clone());
         course.parent = Some(plan.id.clone());
-        let next = draw(connected, wanted, &course).await?;
+        all_made.extend(made(&plan, &dir)?);
+        let next = draw(connected, wanted, &course).await.map_err(|e| left_behind(e, &all_made))?;
         // The new run exists before the old one is given up: whenever this dies, one of them can be resumed.
         let next_dir = runs.create(&next, &connected.declared.text)?;
         abandon(&connected.world, &plan, &dir, &next)?;
         (plan, dir) = (next, next_dir);
     }
-    Err(CliError::new(ExitKind::Capacity, format!("gave up after {PLANS_MAX} plans: no location has capacity")))
+    let gave_up = format!("gave up after {PLANS_MAX} plans: no location has capacity");
+    Err(left_behind(CliError::new(ExitKind::Capacity, gave_up), &all_made))
 }
 
 /// Executes a plan; a runbook's run is measured meanwhile, and its evidence is drawn up. The inner error is the run's.
