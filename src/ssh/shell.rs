@@ -59,7 +59,12 @@ impl SshShell {
         let mut patience = Duration::from_millis(500);
         loop {
             let error = match self.shared(host, patience).await {
-                Ok(_) => return Ok(()),
+                Ok((_, true)) => return Ok(()),
+                // The machine may have gone without a word since this connection was made: a command tells.
+                Ok((_, false)) => match self.run(host, "true", TCP_TIMEOUT).await {
+                    Ok(_) => return Ok(()),
+                    Err(error) => error,
+                },
                 Err(error) => error,
             };
             let booting = matches!(
