@@ -149,7 +149,7 @@ async fn stream(
     Ok((inspected?, sealed?))
 }
 
-fn read(file: &File, bytes: u64, out: &mpsc::Sender<Bytes>) -> PortResult<()> {
+fn read(file: &File, bytes: u64, out: &mpsc::Sender<Vec<Bytes>>) -> PortResult<()> {
     let mut at = 0;
     while at < bytes {
         let now = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(PIECE_BYTES);
@@ -157,7 +157,7 @@ fn read(file: &File, bytes: u64, out: &mpsc::Sender<Bytes>) -> PortResult<()> {
         file.read_exact_at(&mut piece, at)
             .map_err(|e| PortError::new(ErrorCode::Local, format!("read the new snapshot back: {e}")))?;
         at += now as u64;
-        if out.blocking_send(Bytes::from(piece)).is_err() {
+        if out.blocking_send(vec![Bytes::from(piece)]).is_err() {
             // The next stage stopped and says why.
             return Ok(());
         }

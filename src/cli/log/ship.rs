@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::backup::log::{CutRule, NewBase, ShipEvent, ShipRequest, ship};
-use crate::backup::{Manifest, Progress};
+use crate::backup::Manifest;
 use crate::cli::connect::{Connected, connect};
 use crate::cli::members::etcd_of;
 use crate::cli::snapshot::{print_json, size, take::take_now};
@@ -34,7 +34,7 @@ struct Takes<'a>(&'a Connected);
 #[async_trait]
 impl NewBase for Takes<'_> {
     async fn take(&self) -> PortResult<Manifest> {
-        take_now(self.0, &Progress::default()).await.map(|taken| taken.manifest)
+        take_now(self.0, &Arc::default()).await.map(|taken| taken.manifest)
     }
 }
 
