@@ -337,7 +337,11 @@ async fn watch_over(lab: Weak<Lab>, id: u64, nspawn: i32, mut child: Child, ende
         return;
     }
     machine.running = None;
-    let reboot = status.is_ok_and(|s| s.code() == Some(nspawn::EXIT_REBOOT));
+    let reboot = status.as_ref().is_ok_and(|s| s.code() == Some(nspawn::EXIT_REBOOT));
+    if !reboot {
+        let how = status.map_or_else(|e| e.to_string(), |s| s.to_string());
+        eprintln!("machine {id} ({}) ended by itself: {how}", machine.spec.name);
+    }
     let mut outcome = lab.settle(&mut machine).await;
     if outcome.is_ok() && reboot {
         outcome = lab.boot_again(&mut machine).await;
