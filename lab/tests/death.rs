@@ -14,7 +14,15 @@ fn furnished(name: &str) -> (Lab, Spaces) {
     let (server, address) = lab.server("m1", "fsn1", json!({}));
     let volume = lab.post("/volumes", json!({"name": "v", "size": 10, "server": server, "format": "ext4"}));
     let volume = &volume["volume"]["id"];
+    let check = json!({"protocol": "tcp", "port": 22, "interval": 3, "timeout": 2, "retries": 1});
+    let service = json!({"protocol": "tcp", "listen_port": 22, "destination_port": 22, "proxyprotocol": false,
+        "health_check": check});
+    let target = json!({"type": "server", "server": {"id": server}});
+    let body = json!({"name": "lb", "load_balancer_type": "lb11", "location": "fsn1", "services": [service],
+        "targets": [target]});
+    let balancer = lab.post("/load_balancers", body)["load_balancer"]["public_net"]["ipv4"]["ip"].clone();
     lab.wait_for_ssh(&address);
+    lab.wait_for_ssh(balancer.as_str().expect("an address"));
     lab.ok("server:m1", &format!("mkdir -p /v; mount /dev/disk/by-id/scsi-0HC_Volume_{volume} /v; echo x >/v/x"));
     let spaces = Spaces::of(&lab.info);
     let traces = Traces::of(&lab.info, &spaces);

@@ -24,35 +24,39 @@ pub fn places_are_apart(stage: &Stage) {
 
 pub fn ipv6_is_there_as_at_hetzner(stage: &Stage) {
     let Stage { lab, web, .. } = stage;
-    let give = |server: &crate::Server, net: &str| {
-        let order = json!({"effect": "set_public_addresses", "machine": server.id, "ipv4": server.public, "ipv6": net});
-        lab.effect(order);
+    let net_of = |server: &crate::Server| {
+        let shown = lab.call("GET", &format!("/servers/{}", server.id), None);
+        let net = shown["server"]["public_net"]["ipv6"]["ip"].as_str().expect("a network").to_owned();
+        net.strip_suffix("/64").expect("a /64").to_owned()
     };
-    give(web, "2001:db8:1:1::");
-    give(&stage.gate, "2001:db8:1:2::");
+    let (net, other) = (net_of(web), net_of(&stage.gate));
+    let address = format!("{net}1");
     for from in ["internet", "operator", "server:gate"] {
-        assert!(lab.answers_ssh(from, "2001:db8:1:1::1"), "from {from}");
+        assert!(lab.answers_ssh(from, &address), "from {from}");
     }
     // After a boot as well.
     lab.post(&format!("/servers/{}/actions/reset", web.id), json!({}));
     lab.wait_for_ssh(&web.public);
-    assert!(lab.answers_ssh("internet", "2001:db8:1:1::1"));
+    assert!(lab.answers_ssh("internet", &address));
     let inside = lab.ok("server:web", "ip -6 -o addr show dev eth0; ip -6 route show default");
-    assert!(inside.contains("2001:db8:1:1::1/64") && inside.contains("default via fe80::1 dev eth0"), "{inside}");
+    assert!(inside.contains(&format!("{address}/64")) && inside.contains("default via fe80::1 dev eth0"), "{inside}");
     // The whole /64 is the machine's, to be configured there.
-    assert_ne!(stage.knock("internet", "2001:db8:1:1::5", 22), Knock::Open);
-    lab.ok("server:web", "ip addr add 2001:db8:1:1::5/64 dev eth0");
-    assert!(lab.answers_ssh("internet", "2001:db8:1:1::5"));
+    assert_ne!(stage.knock("internet", &format!("{net}5"), 22), Knock::Open);
+    lab.ok("server:web", &format!("ip addr add {net}5/64 dev eth0"));
+    assert!(lab.answers_ssh("internet", &format!("{net}5")));
     // Nobody speaks with another's address.
-    let steal = "ip addr add 2001:db8:1:2::7/128 dev lo; \
-                 curl -gs --max-time 1 --interface 2001:db8:1:2::7 'http://[2001:db8:ffff:101::2]:1/'; echo $?";
-    assert_eq!(lab.ok("server:web", steal), "28", "silence, not a refusal");
-    lab.ok("server:web", "ip addr del 2001:db8:1:2::7/128 dev lo");
+    let stolen = format!("{other}7");
+    let steal = format!(
+        "ip addr add {stolen}/128 dev lo; \
+         curl -gs --max-time 1 --interface {stolen} 'http://[2001:db8:ffff:101::2]:1/'; echo $?"
+    );
+    assert_eq!(lab.ok("server:web", &steal), "28", "silence, not a refusal");
+    lab.ok("server:web", &format!("ip addr del {stolen}/128 dev lo"));
 
     let tcp = json!({"direction": "in", "protocol": "tcp", "ports": [22, 22], "networks": ["2001:db8:ffff:101::/64"]});
     stage.firewall(web, Some(vec![tcp]));
-    assert!(lab.answers_ssh("internet", "2001:db8:1:1::1"));
-    assert_eq!(stage.knock("operator", "2001:db8:1:1::1", 22), Knock::Silent);
+    assert!(lab.answers_ssh("internet", &address));
+    assert_eq!(stage.knock("operator", &address, 22), Knock::Silent);
     assert_eq!(stage.knock("internet", &web.public, 22), Knock::Silent, "a rule for IPv6 says nothing of IPv4");
     stage.firewall(web, None);
 }

@@ -5,6 +5,7 @@ mod common;
 
 mod addresses;
 mod balance;
+mod cloud;
 mod firewall;
 mod routes;
 mod tunnel;
@@ -45,7 +46,7 @@ pub enum Knock {
 #[test]
 fn networks_do_what_the_cloud_says() {
     let stage = Stage::set("t-network");
-    let steps: [(&str, fn(&Stage)); 14] = [
+    let steps: [(&str, fn(&Stage)); 15] = [
         ("places are apart", addresses::places_are_apart),
         ("filters new connections by all that a rule says", firewall::filters_new_connections_by_all_that_a_rule_says),
         (
@@ -67,6 +68,7 @@ fn networks_do_what_the_cloud_says() {
             "an operator reaches a private server by wireguard",
             tunnel::an_operator_reaches_a_private_server_by_wireguard,
         ),
+        ("the api orders them", cloud::the_api_orders_them),
         ("load balancers serve who is well", balance::load_balancers_serve_who_is_well),
         ("traffic is counted", addresses::traffic_is_counted),
     ];
