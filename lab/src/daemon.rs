@@ -56,9 +56,23 @@ pub(crate) fn run(inheritance: Inheritance) -> i32 {
     }
 }
 
+/// Each machine's init needs a few of what the kernel allows root 128 of by default: beyond thirty machines none would
+/// boot. The limit is the host's, has no lesser scope, and is only ever raised; what uses none of it costs nothing.
+fn raise_inotify_limit() {
+    const ENOUGH: u64 = 4096;
+    let path = "/proc/sys/fs/inotify/max_user_instances";
+    let limit = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    if limit.is_some_and(|limit| limit < ENOUGH)
+        && let Err(error) = std::fs::write(path, ENOUGH.to_string())
+    {
+        eprintln!("{path} stays low: {error}; with thirty machines or more some will not boot");
+    }
+}
+
 async fn serve(inheritance: Inheritance) -> Result<(), LabError> {
     let Inheritance { info, launch, api, s3, registry } = inheritance;
     let dir = labs_dir().join(&launch.name);
+    raise_inotify_limit();
     report(&Report::Progress("laying the network".into()));
     fabric::lay().await?;
     report(&Report::Progress("starting S3".into()));

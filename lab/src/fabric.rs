@@ -235,7 +235,11 @@ fn make_router(space: &str) -> Result<(), LabError> {
             fs::write(format!("{base}/conf/{conf}/rp_filter"), "1")?;
             fs::write(format!("{base}/conf/{conf}/send_redirects"), "0")?;
         }
+        // Who tries again and again until a machine is up hears each time that it is not. With the usual limit of one
+        // answer a second some tries would hear nothing, and a lost SYN is repeated after a second only.
+        fs::write(format!("{base}/icmp_ratelimit"), "0")?;
         if has_ipv6() {
+            fs::write("/proc/sys/net/ipv6/icmp/ratelimit", "0")?;
             fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
         }
         Ok(())
