@@ -77,18 +77,18 @@ pub fn floating_addresses_move(stage: &Stage) {
         for machine in ["web", "gate"] {
             lab.ok(&format!("server:{machine}"), &format!("ip addr add {inside} dev eth0"));
         }
-        assert_eq!(who(), "web");
+        eventually("web answers", || who() == "web");
         route(Some(gate.id));
-        assert_eq!(who(), "gate", "at once");
+        eventually("gate answers", || who() == "gate");
         stage.firewall(gate, Some(vec![]));
         assert_eq!(who(), "", "the firewall of its machine holds for it");
         stage.firewall(gate, None);
-        assert_eq!(who(), "gate");
+        eventually("gate answers", || who() == "gate");
         route(None);
         assert_eq!(who(), "");
         // What a machine that is off was given is there when it boots.
         route(Some(web.id));
-        assert_eq!(who(), "web");
+        eventually("web answers", || who() == "web");
     }
 }
 

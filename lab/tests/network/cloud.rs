@@ -39,9 +39,9 @@ fn floating_ips(stage: &Stage) {
         lab.ok(&format!("server:{machine}"), &format!("ip addr add {ip}/32 dev eth0"));
     }
     let who = || stage.name_at("internet", &format!("http://{ip}:8087/"));
-    assert_eq!(who(), "web");
+    eventually("web answers", || who() == "web");
     lab.post(&format!("/floating_ips/{id}/actions/assign"), json!({"server": gate.id}));
-    assert_eq!(who(), "gate");
+    eventually("gate answers", || who() == "gate");
     lab.post(&format!("/floating_ips/{id}/actions/unassign"), json!({}));
     assert_eq!(who(), "");
     lab.delete(&format!("/floating_ips/{id}"));
