@@ -65,6 +65,12 @@ impl Action {
         self.end.is_none() && !around && self.resources.iter().enumerate().any(held)
     }
 
+    /// The servers it locks.
+    pub fn locked_servers(&self) -> impl Iterator<Item = u64> {
+        let servers = self.resources.iter().filter(|(kind, _)| kind == "server").map(|(_, id)| *id);
+        servers.filter(|id| self.locks("server", *id))
+    }
+
     pub fn json(&self) -> Value {
         let (status, finished, error) = match &self.end {
             None => ("running", Value::Null, Value::Null),

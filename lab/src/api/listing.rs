@@ -44,6 +44,12 @@ impl Listing {
         self.all(name).next()
     }
 
+    /// Whether the `name` filter lets an item of this name through: a short cut past rendering, no more.
+    pub fn may_show(&self, name: &str) -> bool {
+        let mut names = self.all("name").peekable();
+        names.peek().is_none() || names.any(|n| n == name)
+    }
+
     /// Answers the items that pass `name`, `label_selector`, and the filters named in `also` (exact match on a field of
     /// the same name, repeatable), in the order of `sort`, one page of them.
     pub fn reply(&self, key: &str, mut items: Vec<Value>, also: &[&str]) -> ApiResult {

@@ -1,5 +1,6 @@
 //! Servers: what they are, reading, changing and deleting them.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -105,6 +106,10 @@ impl Status {
 
 impl State {
     pub fn server_json(&self, server: &Server) -> Value {
+        self.server_json_locked(server, self.is_locked("server", server.id))
+    }
+
+    fn server_json_locked(&self, server: &Server, locked: bool) -> Value {
         let available = |l: &Location| !self.common.faults().is_unavailable(l.name);
         let reverse = |id: u64| self.primary_ips.get(&id).map(|p| p.reverse.clone()).unwrap_or_default();
         let ipv4 = server
@@ -134,7 +139,7 @@ impl State {
             },
             "private_net": private, "server_type": server.server_type.json(available),
             "location": server.location.json(), "image": server.image.json(), "iso": null, "rescue_enabled": server.rescue,
-            "locked": self.is_locked("server", server.id), "backup_window": server.backup_window, "outgoing_traffic": 0,
+            "locked": locked, "backup_window": server.backup_window, "outgoing_traffic": 0,
             "ingoing_traffic": 0, "included_traffic": catalog::included_traffic(server.location),
             "protection": {"delete": server.protected, "rebuild": server.protected}, "labels": server.labels,
             "volumes": self.attached_volumes(server.id), "load_balancers": self.balancers_of(server),
@@ -239,7 +244,12 @@ pub fn routes() -> Router<Arc<Cloud>> {
 
 async fn list(Shared(cloud): Shared<Arc<Cloud>>, listing: Listing) -> ApiResult {
     let state = cloud.state();
-    listing.reply("servers", state.servers.values().map(|s| state.server_json(s)).collect(), &["status"])
+    // Rendering is the most of the work: what the name rules out is not rendered, and locks are looked up once for all.
+    let locked: BTreeSet<u64> =
+        state.actions.values().filter(|a| a.is_running()).flat_map(|a| a.locked_servers()).collect();
+    let named = state.servers.values().filter(|s| listing.may_show(&s.name));
+    let servers = named.map(|s| state.server_json_locked(s, locked.contains(&s.id))).collect();
+    listing.reply("servers", servers, &["status"])
 }
 
 async fn read(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
