@@ -68,6 +68,7 @@ fn full_story() {
     assert!(!lab_is_up(&state, &name), "the lab is still there");
 }
 
+#[expect(clippy::disallowed_methods, reason = "this test has a thread of its own and no runtime")]
 fn interrupted_story() {
     let state = state();
     let name = format!("test-stop-{}", std::process::id());

@@ -62,6 +62,7 @@ impl Lab {
         value[what].as_array().cloned().unwrap_or_default()
     }
 
+    #[expect(clippy::disallowed_methods, reason = "this test has a thread of its own and no runtime")]
     fn delete(&self, what: &str) {
         for thing in self.api(what) {
             let script = format!(

@@ -193,12 +193,15 @@ fn read_meta(file: &File, at: u64) -> Result<Result<Meta, &'static str>, BoltErr
     }
 }
 
+/// A key and its value.
+pub type Entry<'a> = (&'a [u8], &'a [u8]);
+
 /// Entries of one bucket, one borrowed at a time.
 pub struct Entries<'a>(Cursor<'a>);
 
 impl Entries<'_> {
     /// The next key and value.
-    pub fn next_entry(&mut self) -> Result<Option<(&[u8], &[u8])>, BoltError> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry<'_>>, BoltError> {
         if !self.0.advance()? {
             return Ok(None);
         }

@@ -94,7 +94,7 @@ pub fn read(log: &Path) -> Result<Vec<Canary>, DemoError> {
 }
 
 /// The newest canary that is among those present.
-pub fn newest_survivor<'a>(written: &'a [Canary], is_present: impl Fn(&str) -> bool) -> Option<&'a Canary> {
+pub fn newest_survivor(written: &[Canary], is_present: impl Fn(&str) -> bool) -> Option<&Canary> {
     written.iter().filter(|canary| is_present(&canary.name)).max_by_key(|canary| canary.acknowledged_at)
 }
 

@@ -15,6 +15,7 @@ use super::stage::{CLUSTER_YAML, Stage};
 use super::uses::Answered;
 use super::{Check, DemoError};
 use crate::config::Cluster;
+use crate::ports::{Clock, SystemClock};
 
 /// How long canaries go on after the snapshot, so that the loss has something to take.
 const AFTER_SNAPSHOT: Duration = Duration::from_millis(2500);
@@ -59,7 +60,7 @@ impl Teller<'_> {
         let disk = path(&stage.note("forgotten-disk.tar.gz"));
         let mut checks = Vec::new();
 
-        let build_began = Timestamp::now();
+        let build_began = SystemClock.now();
         let build = async {
             // A user waits for the cluster to take a pod; the build goes on beside.
             tokio::try_join!(stage.run(["build", "--yes"]), stage.run(["demo-probe", "web"]))
@@ -84,13 +85,13 @@ impl Teller<'_> {
         self.phase("snapshot", "etcd and the recovery set, encrypted, into the bucket", snapshot).await?;
         tokio::time::sleep(AFTER_SNAPSHOT).await;
 
-        let lost_at = Timestamp::now();
+        let lost_at = SystemClock.now();
         let what = format!("every server, every volume, hk-dr's state, all of {lost_location}");
         let destroyed = self.phase("lose", &what, lose(stage, &lost_location)).await?;
         drop(writer);
         checks.push(destroyed);
 
-        let rebuild_began = Timestamp::now();
+        let rebuild_began = SystemClock.now();
         let rebuild = async { tokio::try_join!(stage.run(["rebuild", "--yes"]), stage.run(["demo-probe", "await"])) };
         let (_, recovered) = self.phase("rebuild", "from Git, the bucket and one identity", rebuild).await?;
         let recovered: Recovered = parse(&recovered)?;

@@ -79,10 +79,10 @@ pub(super) fn render(spec: &BalancerSpec, dir: &Path) -> Result<String, LabError
 fn front(text: &mut String, service: &BalancerService, dir: &str) {
     let port = service.listen_port;
     let (mode, idle) = mode(service);
-    let _ = write!(text, "frontend front-{port}\n  mode {mode}\n  timeout client {idle}\n");
+    let _ = writeln!(text, "frontend front-{port}\n  mode {mode}\n  timeout client {idle}");
     let mut tls = String::new();
     if let BalancerKind::Http { certificates, .. } = &service.kind {
-        let _ = write!(text, "  timeout http-keep-alive {idle}\n");
+        let _ = writeln!(text, "  timeout http-keep-alive {idle}");
         for index in 0..certificates.len() {
             let _ = write!(tls, " crt {dir}/{}", certificate_file(port, index));
         }
@@ -96,7 +96,7 @@ fn front(text: &mut String, service: &BalancerService, dir: &str) {
              http-request set-header X-Forwarded-Port {port}\n"
         );
     }
-    let _ = write!(text, "  bind :{port}{tls}\n  bind :::{port} v6only{tls}\n  default_backend service-{port}\n");
+    let _ = writeln!(text, "  bind :{port}{tls}\n  bind :::{port} v6only{tls}\n  default_backend service-{port}");
 }
 
 fn back(text: &mut String, spec: &BalancerSpec, service: &BalancerService) -> Result<(), LabError> {
@@ -116,7 +116,7 @@ fn back(text: &mut String, spec: &BalancerSpec, service: &BalancerService) -> Re
     };
     if let Some(cookie) = sticky {
         let attribute = format!("Max-Age={}", cookie.lifetime_seconds);
-        let _ = write!(text, "  cookie {} insert indirect nocache attr {attribute}\n", word(&cookie.name)?);
+        let _ = writeln!(text, "  cookie {} insert indirect nocache attr {attribute}", word(&cookie.name)?);
     }
     let mut server = format!(
         "check port {} inter {}s fall {retries} rise {retries}",
@@ -139,7 +139,7 @@ fn back(text: &mut String, spec: &BalancerSpec, service: &BalancerService) -> Re
             IpAddr::V6(address) => format!("[{address}]:{}", service.destination_port),
         };
         let cookie = sticky.map(|_| format!(" cookie {}", token(*target))).unwrap_or_default();
-        let _ = write!(text, "  server {target} {address} {server}{cookie}\n");
+        let _ = writeln!(text, "  server {target} {address} {server}{cookie}");
     }
     Ok(())
 }
@@ -149,12 +149,12 @@ fn http_check(text: &mut String, server: &mut String, http: &HttpCheck) -> Resul
     let _ = write!(text, "  option httpchk\n  http-check send meth GET uri {} ver HTTP/1.1", word(path)?);
     // A header's value is a format in which % has a meaning.
     let host = http.domain.as_deref().unwrap_or("healthcheck").replace('%', "%%");
-    let _ = write!(text, " hdr Host {} hdr Connection close\n", word(&host)?);
+    let _ = writeln!(text, " hdr Host {} hdr Connection close", word(&host)?);
     let codes: Vec<String> = http.status_codes.iter().filter_map(|code| codes(code)).collect();
     let codes = if codes.is_empty() { "200-399".to_owned() } else { codes.join(",") };
-    let _ = write!(text, "  http-check expect status {codes}\n");
+    let _ = writeln!(text, "  http-check expect status {codes}");
     if let Some(response) = http.response.as_deref().filter(|r| !r.is_empty()) {
-        let _ = write!(text, "  http-check expect string {}\n", word(response)?);
+        let _ = writeln!(text, "  http-check expect string {}", word(response)?);
     }
     if http.tls {
         server.push_str(" check-ssl verify none");

@@ -1,7 +1,7 @@
 //! The official Python client over a fake backend. `tests/python.rs` is the same with real machines.
 
 #[path = "../python/mod.rs"]
-mod python;
+mod official;
 
 use crate::client::Lab;
 
@@ -9,5 +9,5 @@ use crate::client::Lab;
 async fn the_official_client_lives_a_full_life() {
     let lab = Lab::start().await;
     let (endpoint, token) = (lab.served.endpoint.clone(), lab.served.token.clone());
-    tokio::task::spawn_blocking(move || python::live(&endpoint, &token)).await.unwrap();
+    tokio::task::spawn_blocking(move || official::live(&endpoint, &token)).await.unwrap();
 }

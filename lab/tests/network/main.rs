@@ -46,7 +46,8 @@ pub enum Knock {
 #[test]
 fn networks_do_what_the_cloud_says() {
     let stage = Stage::set("t-network");
-    let steps: [(&str, fn(&Stage)); 15] = [
+    type Step = (&'static str, fn(&Stage));
+    let steps: [Step; 15] = [
         ("places are apart", addresses::places_are_apart),
         ("filters new connections by all that a rule says", firewall::filters_new_connections_by_all_that_a_rule_says),
         (

@@ -4,8 +4,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::backup::log::{CutRule, NewBase, ShipEvent, ShipRequest, ship};
 use crate::backup::Manifest;
+use crate::backup::log::{CutRule, NewBase, ShipEvent, ShipRequest, ship};
 use crate::cli::connect::{Connected, connect};
 use crate::cli::members::etcd_of;
 use crate::cli::snapshot::{print_json, size, take::take_now};

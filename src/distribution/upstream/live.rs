@@ -45,7 +45,7 @@ fn a_rendered_control_plane_serves_those_with_a_certificate_and_encrypts_secrets
     let mut cluster = demo();
     cluster.masters.truncate(1);
     cluster.masters[0].address = [127, 0, 0, 2].into();
-    let now = jiff::Timestamp::now();
+    let now = crate::ports::Clock::now(&crate::ports::SystemClock);
     let secrets = ClusterSecrets::generate(&cluster, now).unwrap();
     let placement = MasterPlacement {
         volume_device: "/dev/null".into(),
