@@ -1,3 +1,4 @@
+mod lab;
 mod snapshot;
 
 use std::path::{Path, PathBuf};
@@ -50,7 +51,7 @@ struct Figure {
 
 /// All benches, in the order they run.
 fn benches() -> Vec<Bench> {
-    vec![DEMO, snapshot::SNAPSHOT]
+    vec![DEMO, snapshot::SNAPSHOT, lab::LAB]
 }
 
 const DEMO: Bench = Bench {
