@@ -140,7 +140,8 @@ pub(crate) fn link_local(id: u64) -> Ipv4Addr {
 }
 
 /// Milliseconds between two looks for who has an address: somebody who asks for it a moment before it is configured is
-/// not made to wait a second.
+/// not made to wait a second. Set before the cable is up: the first look counts, and a machine's end of a cable that has
+/// just come up may lose the answer to it.
 const LOOK_MS: u32 = 50;
 
 /// The public cable of a machine, from both ends: what to do in the machine, and in the public network.
@@ -154,12 +155,14 @@ fn public_cable(id: u64, ipv4: Option<Ipv4Addr>, ipv6: Option<Ipv6Addr>) -> (Str
         "link add eth0 type veth peer name p{id} netns {PUBLIC}\naddr add {address}/32 dev eth0\nlink set eth0 up\n\
          route add {route} via {GATEWAY} dev eth0 onlink\n"
     );
-    let mut outside =
-        format!("addr add {GATEWAY}/32 dev p{id}\nlink set p{id} up\nroute replace {address}/32 dev p{id}\n");
+    let mut outside = format!(
+        "ntable change name arp_cache dev p{id} retrans {LOOK_MS}\naddr add {GATEWAY}/32 dev p{id}\n\
+         link set p{id} up\nroute replace {address}/32 dev p{id}\n"
+    );
     if has_ipv6() {
         // Even without a /64 of its own: a floating one may be routed to it.
         outside.push_str(&format!(
-            "addr add {GATEWAY6}/64 dev p{id} nodad\nntable change name ndisc_cache dev p{id} retrans {LOOK_MS}\n"
+            "ntable change name ndisc_cache dev p{id} retrans {LOOK_MS}\naddr add {GATEWAY6}/64 dev p{id} nodad\n"
         ));
         if let Some(net) = ipv6.map(net64) {
             inside.push_str(&format!("addr add {net}1/64 dev eth0 nodad\nroute add default via {GATEWAY6} dev eth0\n"));
@@ -179,8 +182,8 @@ fn private_cable(id: u64, net: u64, gateway: Ipv4Addr, interface: &wiring::Inter
         space = network(net)
     );
     let mut outside = format!(
-        "addr add {gateway}/32 dev v{id}\nlink set v{id} up\n\
-         ntable change name arp_cache dev v{id} retrans {LOOK_MS}\n"
+        "ntable change name arp_cache dev v{id} retrans {LOOK_MS}\naddr add {gateway}/32 dev v{id}\n\
+         link set v{id} up\n"
     );
     for address in [address].into_iter().chain(aliases) {
         outside.push_str(&format!("route replace {address}/32 dev v{id}\n"));
