@@ -84,7 +84,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        let _ = self.host(&["lab", "down", "--name", &self.name]);
+        let _ = self.host(&["lab", "down", "--delete", "--name", &self.name]);
     }
 }
 

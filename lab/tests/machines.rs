@@ -37,6 +37,7 @@ fn a_lab_behaves_like_a_small_cloud() {
     lab.delete(&format!("/volumes/{volume}"));
     object_store_keeps_its_promises(&lab);
     root_disks_end_and_lose_what_was_not_synced(&lab, servers[2].0, &servers[2].1);
+    a_disk_can_be_copied_replaced_and_repaired(&lab, servers[2].0, &servers[2].1);
     for (id, _) in servers {
         lab.delete(&format!("/servers/{id}"));
     }
@@ -154,6 +155,45 @@ fn root_disks_end_and_lose_what_was_not_synced(lab: &Lab, id: u64, address: &str
     lab.post(&format!("/servers/{id}/actions/poweron"), json!({}));
     lab.wait_for_ssh(address);
     assert!(lab.ok("server:m3", "ls /root").contains("written"));
+}
+
+fn a_disk_can_be_copied_replaced_and_repaired(lab: &Lab, id: u64, address: &str) {
+    let act = |command: &str, body: serde_json::Value| lab.post(&format!("/servers/{id}/actions/{command}"), body);
+    lab.ok("server:m3", "echo original >/root/mark; sync");
+    let image = act("create_image", json!({"description": "a copy"}))["image"]["id"].clone();
+    lab.ok("server:m3", "echo later >/root/mark");
+    let (copy, copied) = lab.server("copy", "fsn1", json!({"image": image.to_string()}));
+    lab.wait_for_ssh(&copied);
+    assert_eq!(lab.ok("server:copy", "cat /root/mark; hostname"), "original\ncopy");
+    lab.delete(&format!("/servers/{copy}"));
+
+    // The rescue system: another root, the server's own at /mnt, once.
+    act("enable_rescue", json!({"type": "linux64"}));
+    act("reset", json!({}));
+    lab.wait_for_ssh(address);
+    assert_eq!(lab.ok("server:m3", "cat /etc/hostname; test ! -e /root/mark; cat /mnt/root/mark"), "rescue\noriginal");
+    lab.ok("server:m3", "echo repaired >/mnt/root/mark; sync");
+    act("reset", json!({}));
+    lab.wait_for_ssh(address);
+    assert_eq!(lab.ok("server:m3", "hostname; cat /root/mark"), "m3\nrepaired");
+
+    let password = act("reset_password", json!({}))["root_password"].as_str().expect("a password").to_owned();
+    let hash = lab.ok("server:m3", "sed -n 's/^root:\\([^:]*\\):.*/\\1/p' /etc/shadow");
+    let salt_and_hash: Vec<&str> = hash.split('$').collect();
+    assert!(salt_and_hash.len() >= 4 && !password.is_empty(), "{hash}");
+    assert!(lab.ok("server:m3", "sshd -T | grep -i ^passwordauthentication").ends_with("yes"));
+
+    act("poweroff", json!({}));
+    act("change_type", json!({"server_type": "cx33", "upgrade_disk": true}));
+    lab.wait_for_ssh(address);
+    let size: u64 = lab.ok("server:m3", "df -B1G --output=size / | tail -n 1").trim().parse().expect("a number");
+    assert!(size > 70, "{size} GB");
+    assert_eq!(lab.ok("server:m3", "cat /root/mark"), "repaired");
+
+    act("rebuild", json!({"image": "debian-12"}));
+    lab.wait_for_ssh(address);
+    assert_ne!(lab.sh("server:m3", "test -e /root/mark").0, 0);
+    lab.delete(&format!("/images/{image}"));
 }
 
 /// Prints "step status" lines. The secret goes through standard input; curl signs.

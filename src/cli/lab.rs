@@ -7,7 +7,7 @@ use hk_lab::exec::Place;
 use hk_lab::golden;
 use hk_lab::{LabError, LabInfo, LabOptions, control};
 
-use super::{CliError, Context, ExitKind, SourceOptions, lab_fault, obtain};
+use super::{CliError, Context, ExitKind, SourceOptions, lab_fault, lab_status, obtain};
 use crate::artifacts::Cache;
 
 /// The lab's S3 server.
@@ -22,13 +22,13 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum LabCommand {
-    /// Starts a lab; returns when its cloud API and S3 answer.
+    /// Starts a lab, or brings back one that was ended; returns when its cloud API and S3 answer.
     Up(Up),
     /// Makes the image that servers start from, if it is not in the cache; `up` does so too.
     Image,
-    /// Ends a lab; returns when nothing of it is left.
-    Down(Name),
-    /// Shows all labs of this host.
+    /// Ends a lab. Its servers, disks and addresses are kept, and `up` brings them back.
+    Down(Down),
+    /// Shows all labs of this host, and what is in the running ones.
     Status,
     /// Runs a command at a place in the lab, or inside a server.
     Exec(Exec),
@@ -50,9 +50,21 @@ struct Name {
 }
 
 #[derive(clap::Args)]
+struct Down {
+    #[command(flatten)]
+    lab: Name,
+    /// Removes what is kept, too: all its servers, volumes, buckets and tokens. It need not run for that.
+    #[arg(long)]
+    delete: bool,
+}
+
+#[derive(clap::Args)]
 struct Up {
     #[command(flatten)]
     lab: Name,
+    /// Nothing of it is kept when it ends.
+    #[arg(long)]
+    ephemeral: bool,
     #[command(flatten)]
     sources: SourceOptions,
 }
@@ -77,12 +89,23 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
             golden::ensure(&context.cache_dir(), &mut |line| say(context, line))?;
             Ok(())
         }
-        LabCommand::Down(Name { name }) => {
-            control::down(&name)?;
+        LabCommand::Down(Down { lab: Name { name }, delete: true }) => {
+            control::destroy(&name, &context.state_dir())?;
             say(context, &format!("lab {name}: nothing of it is left"));
             Ok(())
         }
-        LabCommand::Status => status(context),
+        LabCommand::Down(Down { lab: Name { name }, delete: false }) => {
+            let durable = control::find(&name).is_ok_and(|info| info.durable);
+            control::down(&name)?;
+            let left = if durable {
+                format!("ended and kept; `hk-dr lab up --name {name}` brings it back, `down --delete` removes it")
+            } else {
+                "nothing of it is left".to_owned()
+            };
+            say(context, &format!("lab {name}: {left}"));
+            Ok(())
+        }
+        LabCommand::Status => lab_status::run(context),
         LabCommand::Exec(exec) => run_at(exec),
         LabCommand::Env(Name { name }) => {
             environment(&control::find(&name)?, context);
@@ -105,38 +128,18 @@ fn up(args: Up, context: &Context) -> Result<(), CliError> {
         .map_err(|error| CliError::new(ExitKind::Failed, format!("cannot find this program: {error}")))?;
     let mut daemon = Command::new(program);
     daemon.args(["lab", "daemon"]);
-    let info = control::up(&options, daemon, &mut |line| say(context, line))?;
+    let start = if args.ephemeral { control::up } else { control::up_durable };
+    let info = start(&options, daemon, &mut |line| say(context, line))?;
     let name = &info.name;
     say(
         context,
         &format!("lab {name} is up: cloud API http://{}/v1, S3 http://{}", info.api_published, info.s3_published),
     );
+    say(context, &format!("  http://{}/_lab/   the cloud in a browser", info.api_published));
     say(context, &format!("  hk-dr lab exec --name {name} --from operator -- CMD   run CMD at the operator's desk"));
     if context.global.json {
         println!("{}", serde_json::json!({"name": name, "environment": pairs(&info)}));
     }
-    Ok(())
-}
-
-fn status(context: &Context) -> Result<(), CliError> {
-    let labs = control::status()?;
-    if context.global.json {
-        println!("{}", serde_json::json!({"labs": labs}));
-        return Ok(());
-    }
-    if labs.is_empty() {
-        println!("no lab is up (hk-dr lab up starts one)");
-        return Ok(());
-    }
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_header(["LAB", "API", "S3", "SERVERS"]);
-    for lab in labs {
-        let api = if lab.api_answers { lab.api } else { format!("{} (no answer)", lab.api) };
-        let state = |m: &control::Machine| if m.running { m.name.clone() } else { format!("{} (off)", m.name) };
-        let machines: Vec<String> = lab.machines.iter().map(state).collect();
-        table.add_row([lab.name, api, lab.s3, machines.join(", ")]);
-    }
-    println!("{table}");
     Ok(())
 }
 

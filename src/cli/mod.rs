@@ -19,6 +19,7 @@ mod get;
 mod keys;
 mod lab;
 mod lab_fault;
+mod lab_status;
 mod log;
 mod materialize;
 mod members;

@@ -30,6 +30,8 @@ mod metadata;
 mod metrics;
 mod network;
 mod network_action;
+mod overview;
+mod page;
 mod placement_group;
 mod pricing;
 mod primary_ip;
@@ -66,6 +68,7 @@ use error::ApiError;
 pub fn router(provider: Arc<Provider>) -> Router {
     Router::new()
         .merge(fault_routes::routes())
+        .merge(overview::routes())
         .merge(provider::routes())
         .method_not_allowed_fallback(no_method)
         .fallback(gate::to_project)

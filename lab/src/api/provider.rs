@@ -22,6 +22,7 @@ use super::error::{ApiError, ApiResult};
 use super::fault::{Faults, Kind};
 use super::input::Input;
 use super::listing::{created, one};
+use super::overview::Calls;
 use super::store::Changes;
 use crate::backend::{Backend, Effect, MachineEvent};
 
@@ -64,6 +65,7 @@ pub struct Common {
     pub changes: Arc<Changes>,
     /// Faults changed: who hangs because of one looks again.
     pub faults_changed: Notify,
+    calls: Mutex<Calls>,
 }
 
 impl Default for Common {
@@ -82,6 +84,7 @@ impl Common {
             faults: Mutex::default(),
             changes: Arc::default(),
             faults_changed: Notify::new(),
+            calls: Mutex::default(),
         }
     }
 
@@ -102,6 +105,11 @@ impl Common {
     /// The public IPv6 networks.
     pub fn networks6(&self) -> MutexGuard<'_, Pool6> {
         self.networks6.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last requests.
+    pub fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The faults that are set.
