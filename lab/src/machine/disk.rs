@@ -25,6 +25,9 @@ const GONE_DEADLINE: Duration = Duration::from_secs(20);
 /// Takes the free space of a disk that is to be full. Outside of the layer: no machine sees it.
 const BALLAST: &str = "ballast";
 
+/// e2fsck's status 1 means that it put something right, such as a journal that had to be played back.
+const GROW: &str = "e2fsck -f -p \"$1\" >/dev/null; [ $? -le 1 ] && exec resize2fs \"$1\"";
+
 /// The files of one machine.
 pub(super) struct Files<'a>(pub &'a Path);
 
@@ -155,12 +158,13 @@ impl Disk {
     /// Mounts a machine's disk and its root.
     pub async fn mount(dir: &Path) -> Result<Self, LabError> {
         let dir = dir.to_owned();
-        let grown = Files(&dir).grown().exists();
-        let disk = blocking(move || Self::mount_device(&dir)).await?;
-        if grown {
-            run::tool("resize2fs", &[&disk.device.path().display().to_string()], "").await?;
-            remove_file(&Files(&disk.dir).grown())?;
+        if Files(&dir).grown().exists() {
+            // While it is not in use: a file system that once lost its power does not grow in use.
+            let image = Files(&dir).image().display().to_string();
+            run::tool("sh", &["-c", GROW, "sh", &image], "").await?;
+            remove_file(&Files(&dir).grown())?;
         }
+        let disk = blocking(move || Self::mount_device(&dir)).await?;
         let dir = disk.dir.clone();
         let mounted = blocking(move || mount_root(&Files(&dir))).await;
         if let Err(error) = mounted {
