@@ -30,6 +30,8 @@ pub struct Programs {
 pub struct IsolatedApi {
     pub kube: KubeClient,
     _apiserver: Ended,
+    /// Ends with this value; tests take snapshots of it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "kept for its end"))]
     pub(super) etcd: LocalEtcd,
     _dir: tempfile::TempDir,
 }

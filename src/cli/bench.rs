@@ -1,3 +1,4 @@
+mod history;
 mod lab;
 mod snapshot;
 
@@ -51,7 +52,7 @@ struct Figure {
 
 /// All benches, in the order they run.
 fn benches() -> Vec<Bench> {
-    vec![DEMO, snapshot::SNAPSHOT, lab::LAB]
+    vec![DEMO, snapshot::SNAPSHOT, lab::LAB, history::HISTORY]
 }
 
 const DEMO: Bench = Bench {
@@ -114,7 +115,7 @@ fn judge(bench: &Bench, values: &[f64]) -> Vec<Figure> {
 fn line(figure: &Figure) -> String {
     let value = figure.value.map_or_else(|| "not measured".to_owned(), |v| format!("{v:.2} {}", figure.unit));
     let verdict = if figure.ok { "ok" } else { "MISSED" };
-    format!("{:<28} {value:>14}   goal {:>6} {:<5} {verdict}", figure.name, figure.goal, figure.unit)
+    format!("{:<34} {value:>14}   goal {:>6} {:<5} {verdict}", figure.name, figure.goal, figure.unit)
 }
 
 fn write(path: &Path, text: &str) -> Result<(), CliError> {

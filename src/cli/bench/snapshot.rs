@@ -149,7 +149,7 @@ fn write_recipients(path: &Path) -> Result<(), CliError> {
     std::fs::write(path, lines.join("\n")).map_err(|e| failed("write the recipients", e))
 }
 
-fn failed(doing: &str, error: std::io::Error) -> CliError {
+pub(super) fn failed(doing: &str, error: std::io::Error) -> CliError {
     CliError::new(ExitKind::Failed, format!("{doing}: {error}"))
 }
 
@@ -196,7 +196,7 @@ pub fn once(args: &OnceArgs, context: &Context) -> Result<(), CliError> {
 }
 
 /// The most memory this process ever had resident.
-fn peak_kib() -> Option<u64> {
+pub(super) fn peak_kib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse().ok())
 }
