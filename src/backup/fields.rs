@@ -20,7 +20,7 @@ pub fn field_changes(before: &Value, after: &Value, hide: bool) -> Vec<FieldChan
     let mut found = Vec::new();
     // An object that is not there is one without fields, so that every field has a name of its own.
     let empty = Value::Object(serde_json::Map::new());
-    let known = |object: &'_ Value| if object.is_null() { empty.clone() } else { object.clone() };
+    let known = |object: &Value| if object.is_null() { empty.clone() } else { object.clone() };
     walk(String::new(), &known(before), &known(after), &mut found);
     let secret = [before, after].iter().any(|object| object["kind"] == "Secret");
     if hide && secret {

@@ -388,7 +388,7 @@ mod tests {
 
     #[test]
     fn values_of_six_kilobytes_waste_little() {
-        let written = check(&vec![6000; 1000], 4096);
+        let written = check(&[6000; 1000], 4096);
         assert!(written.size_bytes < 6000 * 1000 * 11 / 10, "{}", written.size_bytes);
     }
 

@@ -32,10 +32,12 @@ pub(super) fn run(context: &Context) -> Result<(), CliError> {
         match (&status.writer, status.writer_silent_seconds) {
             (Some(writer), silent) => {
                 let silent = silent.unwrap_or_default();
-                let state = match () {
-                    () if writer.stopped => "stopped on purpose",
-                    () if silent > SILENT_SECONDS => "gone: start `hk-dr log ship` again",
-                    () => "shipping",
+                let state = if writer.stopped {
+                    "stopped on purpose"
+                } else if silent > SILENT_SECONDS {
+                    "gone: start `hk-dr log ship` again"
+                } else {
+                    "shipping"
                 };
                 println!("Writer     {} (epoch {}) · {state} · heard {silent:.0} s ago", writer.holder, writer.epoch);
                 if writer.spooled_bytes > 0 {
