@@ -71,7 +71,7 @@ impl NewBase for Takes {
             git_commit: None,
             clock: &SystemClock,
             compression: Compression::default(),
-            progress: &Progress::default(),
+            progress: &Arc::new(Progress::default()),
         })
         .await
         .map(|taken| taken.manifest)
