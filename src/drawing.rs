@@ -6,8 +6,8 @@ use crate::distribution::server_name;
 use crate::distribution::upstream::{Role, config_digest, needed};
 use crate::observe::{Depth, observe};
 use crate::plan::{
-    Basis, Inventory, LINEAGE_LABEL, Plan, PlanError, RebuildChoice, RunbookChoice, plan_build, plan_rebuild,
-    plan_runbook,
+    Basis, DestroyChoice, Drift, Inventory, LINEAGE_LABEL, Plan, PlanError, RebuildChoice, RunbookChoice, drift,
+    plan_build, plan_destroy, plan_rebuild, plan_runbook,
 };
 use crate::ports::{PortError, PortResult};
 use crate::steps::World;
@@ -18,6 +18,7 @@ pub enum Wanted {
     Build,
     Rebuild(RebuildChoice),
     Runbook(RunbookChoice),
+    Destroy(DestroyChoice),
 }
 
 /// The circumstances of a plan that outlive a re-planning.
@@ -46,6 +47,9 @@ pub async fn draw_plan(
     course: &Course,
     plan_id: &str,
 ) -> Result<Plan, DrawError> {
+    if let Wanted::Destroy(choice) = wanted {
+        return draw_destruction(world, *choice, plan_id).await;
+    }
     // A rebuild that is under way makes every machine anew: a look at them would only wait for those that boot. A build
     // must know which masters have data, however often it is planned.
     let depth = match wanted {
@@ -63,7 +67,7 @@ pub async fn draw_plan(
         (Some(lineage), _) => lineage.clone(),
         // A build or a runbook continues the life that its servers are of.
         (None, Wanted::Build | Wanted::Runbook(_)) => existing.unwrap_or_else(|| plan_id.to_owned()),
-        (None, Wanted::Rebuild(_)) => plan_id.to_owned(),
+        (None, Wanted::Rebuild(_) | Wanted::Destroy(_)) => plan_id.to_owned(),
     };
     let basis = Basis {
         cluster: &world.cluster,
@@ -81,6 +85,47 @@ pub async fn draw_plan(
         Wanted::Build => plan_build(&basis)?,
         Wanted::Rebuild(choice) => plan_rebuild(&basis, choice)?,
         Wanted::Runbook(choice) => plan_runbook(&basis, choice)?,
+        Wanted::Destroy(choice) => plan_destroy(&basis, *choice),
+    })
+}
+
+/// Needs neither machines nor binaries: what is to go may be broken in any way.
+async fn draw_destruction(world: &World, choice: DestroyChoice, plan_id: &str) -> Result<Plan, DrawError> {
+    let inventory = observe(world, Depth::Cloud).await?;
+    Ok(with_bare_basis(world, &inventory, "", &BTreeMap::new(), plan_id, |basis| plan_destroy(basis, choice)))
+}
+
+/// Looks at everything and compares it with what Git declares. Touches nothing.
+///
+/// # Errors
+/// As [`observe`].
+pub async fn look_for_drift(world: &World, ssh_public_key: &str) -> PortResult<(Inventory, Vec<Drift>)> {
+    let inventory = observe(world, Depth::Machines).await?;
+    let digests = if inventory.secrets_kept { digests(world).await? } else { BTreeMap::new() };
+    let drifts = with_bare_basis(world, &inventory, ssh_public_key, &digests, "", drift);
+    Ok((inventory, drifts))
+}
+
+/// For decisions that create nothing.
+fn with_bare_basis<T>(
+    world: &World,
+    inventory: &Inventory,
+    ssh_public_key: &str,
+    digests: &BTreeMap<String, String>,
+    plan_id: &str,
+    decide: impl FnOnce(&Basis<'_>) -> T,
+) -> T {
+    decide(&Basis {
+        cluster: &world.cluster,
+        inventory,
+        pins: &BTreeMap::new(),
+        ssh_public_key,
+        digests,
+        plan_id,
+        parent: None,
+        lineage: plan_id,
+        now: world.clock.now(),
+        unavailable: &BTreeSet::new(),
     })
 }
 

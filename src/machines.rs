@@ -64,6 +64,8 @@ impl Machines for ShellMachines {
             config_digest: probe.node.as_ref().map(|n| n.config_digest.clone()),
             active_units: probe.units.iter().filter(|(_, s)| *s == "active").map(|(u, _)| u.clone()).collect(),
             etcd_data: probe.etcd_data,
+            certificates_until: probe.certificates_until.and_then(|t| t.parse().ok()),
+            versions: probe.versions,
         })
     }
 

@@ -235,6 +235,7 @@ impl Machines for MemoryWorld {
                 config_digest: m.digest.clone(),
                 active_units: units.collect(),
                 etcd_data: m.data.is_some(),
+                ..NodeProbe::default()
             })
         })
         .await

@@ -13,7 +13,7 @@ use crate::config::Cluster;
 use crate::drawing::{Course, DrawError, Wanted, draw_plan};
 use crate::engine::{Engine, Run, RunError};
 use crate::journal::{Body, FileJournal, JournalError, RunState};
-use crate::plan::{Plan, PlanError, Purpose, RebuildChoice, RunbookChoice};
+use crate::plan::{DestroyChoice, Plan, PlanError, Purpose, RebuildChoice, RunbookChoice};
 use crate::ports::ErrorCode;
 use crate::runs::{RunDir, Runs};
 use crate::steps::{Registry, World};
@@ -104,12 +104,27 @@ pub fn draw_and_execute(context: &Context, wanted: &Wanted, manner: &Manner) -> 
     })
 }
 
+/// Executes a plan that was shown and agreed to. Returns the id of the last run.
+pub fn execute_drawn(
+    context: &Context,
+    connected: &Connected,
+    wanted: &Wanted,
+    plan: Plan,
+    manner: &Manner,
+) -> Result<String, CliError> {
+    let runs = Runs::of(&context.state_dir(), &connected.world.cluster.name);
+    let dir = runs.create(&plan, &connected.declared.text)?;
+    context.block_on(follow(context, connected, wanted, plan, dir, manner))
+}
+
 /// Continues the run of a plan. Returns the id of the last run.
 pub async fn resume(context: &Context, connected: &Connected, plan: Plan, dir: RunDir) -> Result<String, CliError> {
     let wanted = match plan.purpose {
         Purpose::Build => Wanted::Build,
         // The snapshot that was chosen then, whatever has been taken since.
         Purpose::Rebuild => Wanted::Rebuild(RebuildChoice { snapshot: plan.snapshot.clone(), even_if_alive: true }),
+        // What was agreed to stands in the plan's steps; nothing of it is ever planned anew.
+        Purpose::Destroy => Wanted::Destroy(DestroyChoice::default()),
         Purpose::Runbook => {
             let run = plan.runbook.clone().ok_or_else(|| {
                 CliError::new(
@@ -246,7 +261,7 @@ fn confirm(context: &Context, plan: &Plan, manner: &Manner) -> Result<(), CliErr
     let question = match plan.purpose {
         Purpose::Build => "Go on?",
         Purpose::Rebuild => "This deletes what is left of the cluster's servers and restores a snapshot. Go on?",
-        Purpose::Runbook => "Go on?",
+        Purpose::Runbook | Purpose::Destroy => "Go on?",
     };
     eprint!("{question} [y/N] ");
     let _ = std::io::stderr().flush();

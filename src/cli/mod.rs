@@ -12,11 +12,15 @@ mod credentials;
 mod demo;
 mod demo_probe;
 mod diff;
+mod destroy;
 mod display;
+mod drift;
 mod drive;
 mod error;
 mod get;
+mod init;
 mod keys;
+mod kubeconfig;
 mod lab;
 mod lab_fault;
 mod lab_status;
@@ -32,6 +36,8 @@ mod runbook;
 mod runs;
 mod schema;
 mod snapshot;
+mod ssh;
+mod status;
 mod validate;
 
 use std::process::ExitCode;
@@ -68,6 +74,14 @@ enum Command {
     Get(get::Args),
     Resume(resume::Args),
     Runbook(runbook::Args),
+    Status(status::Args),
+    Drift(drift::Args),
+    Ssh(ssh::Args),
+    Kubeconfig(kubeconfig::Args),
+    Init(init::Args),
+    Destroy(destroy::Args),
+    #[command(hide = true)]
+    PinnedHostKey(ssh::PinnedArgs),
     Runs(runs::Args),
     Artifacts(artifacts::Args),
     Bench(bench::Args),
@@ -108,6 +122,13 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Get(args) => get::run(&args, context),
         Command::Resume(args) => resume::run(args, context),
         Command::Runbook(args) => runbook::run(args, context),
+        Command::Status(args) => status::run(args, context),
+        Command::Drift(args) => drift::run(args, context),
+        Command::Ssh(args) => ssh::run(args, context),
+        Command::Kubeconfig(args) => kubeconfig::run(args, context),
+        Command::Init(args) => init::run(args, context),
+        Command::Destroy(args) => destroy::run(args, context),
+        Command::PinnedHostKey(args) => ssh::pinned(&args),
         Command::Runs(args) => runs::run(args, context),
         Command::Artifacts(args) => artifacts::run(args, context),
         Command::Bench(args) => bench::run(args, context),

@@ -83,6 +83,19 @@ impl<'a> Draft<'a> {
         Ok(Self { basis, findings, locations, snapshot: None, in_place: false, agreeing: None, steps: Vec::new() })
     }
 
+    /// A plan that creates no server: nothing needs a place.
+    pub fn bare(basis: &'a Basis<'a>) -> Self {
+        Self {
+            basis,
+            findings: Vec::new(),
+            locations: BTreeMap::new(),
+            snapshot: None,
+            in_place: true,
+            agreeing: None,
+            steps: Vec::new(),
+        }
+    }
+
     /// Adds a step. Needs that are no step of this plan are true already and are left out.
     pub fn add<P: Params>(
         &mut self,

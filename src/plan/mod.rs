@@ -2,7 +2,9 @@
 //! a clock, a file or the environment; the time is a parameter.
 
 mod build;
+mod destroy;
 mod draft;
+mod drift;
 mod guards;
 mod inventory;
 pub mod params;
@@ -14,7 +16,9 @@ mod runbook;
 mod types;
 
 pub use build::plan_build;
+pub use destroy::{DestroyChoice, plan_destroy};
 pub use draft::{Basis, LINEAGE_LABEL, NAME_LABEL, OWNER_LABEL, ROLE_LABEL};
+pub use drift::{Drift, drift};
 pub use inventory::Inventory;
 pub use rebuild::{RebuildChoice, plan_rebuild};
 pub use reversal::{Reversal, point_of_no_return, reversal};

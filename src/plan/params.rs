@@ -99,6 +99,16 @@ params! {
     "etcd.unchanged" v 1 => EtcdUnchanged { servers: BTreeMap<String, String>, since: String }
     /// Writes an object through one API server and reads it back.
     "api.write" v 1 => ApiWrite { server: String }
+    /// Deletes a volume of this cluster with its data.
+    "volume.delete" v 1 => VolumeDelete { id: u64, name: String }
+    /// Deletes the private network.
+    "network.delete" v 1 => NetworkDelete { id: u64, name: String }
+    /// Deletes the placement group.
+    "placement_group.delete" v 1 => PlacementGroupDelete { id: u64, name: String }
+    /// Deletes the cluster's SSH key.
+    "ssh_key.delete" v 1 => SshKeyDelete { id: u64, name: String }
+    /// Deletes everything below a prefix of the bucket.
+    "backups.delete" v 1 => BackupsDelete { prefix: String }
     /// Takes a member out of etcd's membership, through the others.
     "member.remove" v 1 => MemberRemove { id: u64, name: String, through: BTreeMap<String, String> }
     /// Adds a member to etcd's membership, through the others.

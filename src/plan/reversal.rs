@@ -31,6 +31,9 @@ pub fn reversal(kind: &str) -> Reversal {
         "member.remove" => Reversal::Never("the member's data is of no use any more; the other members have all of it"),
         "member.add" => Reversal::By("remove the new member"),
         "etcd.restore" => Reversal::Never("the new cluster begins; the old volumes are kept under other names"),
+        "volume.delete" => Reversal::Never("its data is then only in the backups"),
+        "backups.delete" => Reversal::Never("nothing can bring the cluster back then"),
+        "network.delete" | "placement_group.delete" | "ssh_key.delete" => Reversal::By("hk-dr build"),
         "cluster.clean" => Reversal::Never("what named dead servers is gone"),
         _ => Reversal::Nothing,
     }

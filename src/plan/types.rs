@@ -12,6 +12,8 @@ pub enum Purpose {
     Rebuild,
     /// Run a runbook.
     Runbook,
+    /// Delete what is the cluster's.
+    Destroy,
 }
 
 /// Which runbook a plan is of, as it was when the plan was drawn.

@@ -30,6 +30,10 @@ pub struct NodeProbe {
     pub active_units: BTreeSet<String>,
     /// Whether etcd's data directory has data.
     pub etcd_data: bool,
+    /// Installed versions by program.
+    pub versions: BTreeMap<String, String>,
+    /// When the first of its certificates ends.
+    pub certificates_until: Option<jiff::Timestamp>,
 }
 
 /// How etcd's data directory is made from a snapshot. The same for all members but for name and address.

@@ -30,6 +30,7 @@ mod member_change;
 mod network_create;
 mod node_ready;
 mod placement_group_create;
+mod removal;
 mod secrets_keep;
 mod server_create;
 mod server_fence;
@@ -163,6 +164,11 @@ impl Registry {
         registry.add(api_write::ApiWriteStep);
         registry.add(member_change::MemberRemoveStep);
         registry.add(member_change::MemberAddStep);
+        registry.add(removal::VolumeDeleteStep);
+        registry.add(removal::NetworkDeleteStep);
+        registry.add(removal::PlacementGroupDeleteStep);
+        registry.add(removal::SshKeyDeleteStep);
+        registry.add(removal::BackupsDeleteStep);
         registry
     }
 

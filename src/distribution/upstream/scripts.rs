@@ -254,6 +254,9 @@ pub fn probe_script(role: Role) -> String {
          # It is written before the data gets its name: alone it says nothing.\n\
          if [ -s {ETCD_MOUNT}/restored.json ] && [ -d {ETCD_DATA_DIR}/member ]; then tr -d '\\n' < {ETCD_MOUNT}/restored.json; else printf null; fi\n\
          if [ -d {ETCD_DATA_DIR}/member ]; then printf ',\"etcd_data\":true'; else printf ',\"etcd_data\":false'; fi\n\
+         until=$(for crt in /etc/etcd/pki/*.crt /etc/kubernetes/pki/*.crt; do [ -f \"$crt\" ] || continue\n\
+         openssl x509 -in \"$crt\" -noout -enddate -dateopt iso_8601 2>/dev/null || true\ndone | sed -n 's/^notAfter=//p' | sort | head -n 1)\n\
+         if [ -n \"$until\" ]; then printf ',\"certificates_until\":\"%s\"' \"$until\"; fi\n\
          printf ',\"units\":{{'\ncomma=\n\
          for unit in {units}; do\nprintf '%s\"%s\":\"%s\"' \"$comma\" $unit \"$(systemctl show -p ActiveState --value $unit)\"; comma=,\ndone\n\
          printf '}},\"versions\":{{'\ncomma=\n\
@@ -274,6 +277,9 @@ pub struct Probe {
     pub restored: Option<Restored>,
     /// etcd's data directory has been used.
     pub etcd_data: bool,
+    /// When the first of its certificates ends, `2027-11-23 12:00:00Z`; absent without openssl or certificates.
+    #[serde(default)]
+    pub certificates_until: Option<String>,
     /// systemd's `ActiveState` by unit.
     pub units: std::collections::BTreeMap<String, String>,
     /// Version without `v` by program; absent if it is not installed.
