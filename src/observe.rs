@@ -8,7 +8,7 @@ use futures::stream::FuturesUnordered;
 
 use crate::distribution::server_name;
 use crate::plan::{Inventory, NAME_LABEL, OWNER_LABEL, ROLE_LABEL};
-use crate::ports::{Collection, ErrorCode, EtcdEndpoint, NodeProbe, PortResult, Server};
+use crate::ports::{Collection, ErrorCode, EtcdEndpoint, NodeProbe, PortResult, Server, SnapshotInfo};
 use crate::steps::{ServerOutput, World};
 
 /// How long one machine may take to answer before it counts as silent.
@@ -48,8 +48,7 @@ pub async fn observe(world: &World, depth: Depth) -> PortResult<Inventory> {
     check("an SSH key", ssh_key.as_ref().map(|k| world.owns(&k.labels)));
     foreign.extend(foreign_servers(world, &servers).await?);
 
-    let (mirrored, snapshots, secrets) =
-        tokio::try_join!(mirrored(world), world.backups.snapshots(), world.vault.load())?;
+    let (mirrored, snapshots, secrets) = tokio::try_join!(mirrored(world), snapshots(world), world.vault.load())?;
     let mut inventory = Inventory {
         observed_at: world.clock.now(),
         servers,
@@ -93,6 +92,14 @@ async fn foreign_servers(world: &World, owned: &[Server]) -> PortResult<Vec<Stri
         }
     }
     Ok(foreign)
+}
+
+async fn snapshots(world: &World) -> PortResult<Vec<SnapshotInfo>> {
+    match world.backups.snapshots().await {
+        // The bucket is made by the first build.
+        Err(error) if error.code == ErrorCode::NotFound => Ok(Vec::new()),
+        other => other,
+    }
 }
 
 async fn mirrored(world: &World) -> PortResult<BTreeSet<String>> {

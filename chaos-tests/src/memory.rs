@@ -57,6 +57,8 @@ struct State {
     last_member: u64,
     taken: Vec<String>,
     objects: BTreeMap<String, Value>,
+    /// Counts how often a kubelet's lease was looked at: each look sees a later renewal.
+    renewals: u32,
 }
 
 /// The world; clones share one state.

@@ -15,6 +15,8 @@ const DEATHS_EACH: usize = 6;
 /// A build has about ninety events, a rebuild a few more; a death beyond the last event is none.
 const EVENTS: usize = 84;
 
+#[path = "lab_battery/everyday.rs"]
+mod everyday;
 #[path = "lab_battery/runbooks.rs"]
 mod runbooks;
 
@@ -180,7 +182,9 @@ fn build_and_rebuild_survive_deaths_on_real_machines() {
     whole(&lab);
     println!("{} deaths survived", 2 * DEATHS_EACH);
     runbooks::rehearse(&lab, &mut random);
+    everyday::look(&lab);
     errors_say_what_to_do(&lab);
+    everyday::destroy(&lab);
 }
 
 /// On the living cluster: each of these must change nothing, and say what happened and what to do.

@@ -16,6 +16,8 @@ use crate::steps::World;
 const CERTIFICATE_DAYS: i64 = 30;
 /// A snapshot older than this is worth a word.
 const SNAPSHOT_HOURS: i64 = 24;
+/// Differences that are shown on the one screen.
+const DRIFTS_SHOWN: usize = 6;
 /// An evidence file is a few hundred kilobytes at most.
 const EVIDENCE_BYTES_MAX: u64 = 8 << 20;
 
@@ -49,7 +51,7 @@ struct ServerLine {
     server_type: String,
     public: Option<std::net::Ipv4Addr>,
     private: std::net::Ipv4Addr,
-    /// What it serves; `silent: …` if it does not answer.
+    /// What it serves; `SILENT` if it does not answer.
     serves: String,
     volume: Option<String>,
     certificates_until: Option<Timestamp>,
@@ -162,8 +164,12 @@ fn assemble(
     if drill.as_ref().is_some_and(|d| d.verdict == Verdict::Failed) {
         attention.push("the last drill failed: its evidence says why".into());
     }
-    if !drift.is_empty() {
-        attention.push(format!("{} differences from what Git declares: `hk-dr drift` shows them", drift.len()));
+    for one in drift.iter().take(DRIFTS_SHOWN) {
+        attention.push(format!("{}: {}, declared is {} → {}", one.what, one.found, one.declared, one.mend));
+    }
+    if drift.len() > DRIFTS_SHOWN {
+        attention
+            .push(format!("{} more differences from what Git declares: `hk-dr drift`", drift.len() - DRIFTS_SHOWN));
     }
     let down = !inventory.quorum || inventory.api_ready.is_empty();
     Status {
@@ -210,7 +216,8 @@ fn server_line(
     let yes = |holds: bool, what: &str| if holds { what.to_owned() } else { format!("NOT {what}") };
     let serves = match (server, inventory.silent.get(&name), role) {
         (None, ..) => "-".to_owned(),
-        (Some(_), Some(why), _) => format!("SILENT: {why}"),
+        // Why is among what asks for attention.
+        (Some(_), Some(_), _) => "SILENT".to_owned(),
         (Some(_), None, "master") => format!(
             "{}, {}",
             yes(inventory.etcd_serving.contains(&name), "etcd"),

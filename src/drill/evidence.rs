@@ -337,8 +337,8 @@ fn writes(attempts: &[Attempt], target_percent: Option<u32>) -> Writes {
     let mut acknowledged: Vec<Timestamp> = attempts.iter().filter_map(|a| a.acknowledged_at).collect();
     acknowledged.sort_unstable();
     let gaps = acknowledged.windows(2).map(|pair| seconds(pair[0], pair[1]));
-    #[expect(clippy::cast_precision_loss, reason = "a share of a few thousand writes, for people")]
-    let percent = (!attempts.is_empty()).then(|| acknowledged.len() as f64 * 100.0 / attempts.len() as f64);
+    let number = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    let percent = (!attempts.is_empty()).then(|| number(acknowledged.len()) * 100.0 / number(attempts.len()));
     Writes {
         attempted: attempts.len(),
         acknowledged: acknowledged.len(),

@@ -99,6 +99,8 @@ params! {
     "etcd.unchanged" v 1 => EtcdUnchanged { servers: BTreeMap<String, String>, since: String }
     /// Writes an object through one API server and reads it back.
     "api.write" v 1 => ApiWrite { server: String }
+    /// Waits until a kubelet renews its lease.
+    "node.fresh" v 1 => NodeFresh { node: String, master_server: String }
     /// Deletes a volume of this cluster with its data.
     "volume.delete" v 1 => VolumeDelete { id: u64, name: String }
     /// Deletes the private network.

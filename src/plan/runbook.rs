@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::draft::{Basis, Draft, Who, volume_name};
 use super::params::{
-    ApiWrite, ControlPlaneStop, EtcdAgree, EtcdMount, EtcdStart, EtcdStartStep, EtcdStop, EtcdUnchanged, NodeReady,
+    ApiWrite, ControlPlaneStop, EtcdAgree, EtcdMount, EtcdStart, EtcdStartStep, EtcdStop, EtcdUnchanged, NodeFresh,
     ServerFence, ServerPowerOff, ServerPowerOn, SnapshotTake, VolumeAttach, VolumeDetach,
 };
 use super::{Plan, PlanError, Purpose, RunbookRun, guards, replace};
@@ -333,9 +333,13 @@ impl<'a> Expansion<'a> {
         let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
         for worker in &basis.cluster.workers {
             let node = self.draft.full(&worker.name);
-            let title = format!("wait until node {node} is ready");
-            let params = NodeReady { node: node.clone(), master_server: asked.clone(), labels: worker.labels.clone() };
-            let reason = "its kubelet must have found the API again";
+            if basis.inventory.server(&node).is_none() {
+                self.draft.findings.push(format!("{node} does not exist: `hk-dr build` makes it afterwards"));
+                continue;
+            }
+            let title = format!("wait until the kubelet of {node} reports again");
+            let params = NodeFresh { node: node.clone(), master_server: asked.clone() };
+            let reason = "that its Node is ready may be from before";
             self.draft.add(format!("node/{node}"), &params, &needs, title, reason, 240);
         }
     }

@@ -28,6 +28,7 @@ mod machine_ready;
 mod master_configure;
 mod member_change;
 mod network_create;
+mod node_fresh;
 mod node_ready;
 mod placement_group_create;
 mod removal;
@@ -164,6 +165,7 @@ impl Registry {
         registry.add(api_write::ApiWriteStep);
         registry.add(member_change::MemberRemoveStep);
         registry.add(member_change::MemberAddStep);
+        registry.add(node_fresh::NodeFreshStep);
         registry.add(removal::VolumeDeleteStep);
         registry.add(removal::NetworkDeleteStep);
         registry.add(removal::PlacementGroupDeleteStep);

@@ -115,6 +115,12 @@ impl Kube for MemoryKube {
     }
     async fn get(&self, collection: &Collection, name: &str) -> PortResult<Option<Value>> {
         self.up().await?;
+        if collection.plural == "leases" {
+            let mut state = self.world.lock();
+            state.renewals += 1;
+            let renewed = state.renewals;
+            return Ok(state.nodes.contains(name).then(|| json!({"spec": {"renewTime": renewed}})));
+        }
         if collection.plural != "nodes" {
             return Ok(self.world.lock().objects.get(name).cloned());
         }

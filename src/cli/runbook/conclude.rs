@@ -26,7 +26,7 @@ impl Measured {
         let canaries = match Canaries::start(&connected.world, &plan.id, &dir.file("canaries.jsonl")) {
             Ok(mut canaries) => {
                 if !canaries.first(FIRST_WITHIN).await && !context.global.quiet {
-                    eprintln!("note: no API server acknowledges writes now; what is lost will not be measured");
+                    eprintln!("note: no API server acknowledges writes now; canaries begin when one does");
                 }
                 Some(canaries)
             }
@@ -124,7 +124,7 @@ fn say(context: &Context, evidence: &Evidence, path: &str) {
     }
     let number = |value: Option<f64>| value.map_or_else(|| "not measured".to_owned(), |s| format!("{s:.1} s"));
     println!(
-        "Recovery time   {:>10}   from the first stop to an acknowledged write",
+        "Recovery time   {:>10}   from the first stop, or the beginning, to an acknowledged write",
         number(evidence.recovery.seconds)
     );
     println!("Recovery point  {:>10}   age of what was lost", number(evidence.recovery_point.seconds));
