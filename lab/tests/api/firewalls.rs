@@ -105,8 +105,15 @@ async fn what_could_not_be_applied_is_pending_and_tried_again() {
     lab.until(|| rules_of(&lab, server).is_some()).await;
     let tries = || lab.served.backend.effects().iter().filter(|e| e.starts_with("set_firewall")).count();
     lab.until(|| tries() >= 2).await;
-    let shown = lab.get(&format!("/servers/{server}")).await.ok()["server"]["public_net"]["firewalls"][0].clone();
-    assert_eq!(shown["status"], "applied");
+    // The rules are in force a moment before the API says so.
+    for _ in 0..500 {
+        let shown = lab.get(&format!("/servers/{server}")).await.ok();
+        if shown["server"]["public_net"]["firewalls"][0]["status"] == "applied" {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("the firewall stays pending");
 }
 
 #[tokio::test]
