@@ -6,6 +6,7 @@
 //! - `lease`: one writer at a time, by conditional puts.
 //! - `spool`: sealed segments on disk while the bucket is away.
 //! - `upload`: segments into the bucket, or the spool.
+//! - `order`: what is to be shipped, and what is told of it.
 //! - `ship`: the loop that holds them together.
 //! - `read`: from the bucket back to changes.
 //! - `status`, `canary`: how far it is, and how long a change takes to be safe, measured.
@@ -15,6 +16,7 @@ mod collect;
 mod coverage;
 mod index;
 mod lease;
+mod order;
 mod read;
 mod segment;
 mod ship;
@@ -28,8 +30,9 @@ pub use canary::{CANARY_KEY, CanaryReport, canary};
 pub use coverage::{Gap, Path};
 pub use index::Index;
 pub use lease::LeaseDocument;
+pub use order::{CutRule, NewBase, ShipEvent, ShipReport, ShipRequest};
 pub(crate) use read::way;
 pub use read::{Changes, Point, Way, read_changes};
 pub use segment::{Follows, Head, SegmentName};
-pub use ship::{CutRule, NewBase, ShipEvent, ShipReport, ShipRequest, ship};
+pub use ship::ship;
 pub use status::{Status, status};

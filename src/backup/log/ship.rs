@@ -1,13 +1,10 @@
 //! The loop that ships: watch, collect, seal, hand over; reconnect; close gaps with new snapshots.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use futures::{FutureExt, StreamExt};
-use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -16,15 +13,13 @@ use super::collect::{Batch, Collector};
 use super::coverage;
 use super::index::Index;
 use super::lease::Lease;
+use super::order::{ShipEvent, ShipReport, ShipRequest};
 use super::segment::{self, Follows, Head, STORED_BYTES_MAX, SegmentName};
 use super::spool::Spool;
 use super::upload::{Uploaded, Uploader, Work};
-use crate::backup::manifest::Manifest;
+use crate::backup::Catalog;
 use crate::backup::seal::{hex, seal_small};
-use crate::backup::{Catalog, Recipients};
-use crate::ports::{
-    ChangeWatch, Clock, ErrorClass, ErrorCode, Etcd, ObjectStore, PortError, PortResult, PutCondition, WatchNews,
-};
+use crate::ports::{ChangeWatch, ErrorClass, ErrorCode, Etcd, PortError, PortResult, PutCondition, WatchNews};
 
 /// Pauses between attempts to reach etcd or the bucket. How often is not bounded: an hour's outage must not end it.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -44,83 +39,6 @@ const LEASE_QUESTIONS: usize = 16;
 const LEASES_KNOWN_MAX: usize = 100_000;
 /// A key nobody has: reading it proves that the member has heard of everything before.
 const PROBE_KEY: &[u8] = b"/hk-dr/probe";
-
-/// When a segment is full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CutRule {
-    pub bytes: usize,
-    pub after: Duration,
-}
-
-impl Default for CutRule {
-    fn default() -> Self {
-        Self { bytes: 1 << 20, after: Duration::from_secs(2) }
-    }
-}
-
-/// Takes the snapshot that the log begins behind, and goes on behind after a gap.
-#[async_trait]
-pub trait NewBase: Send + Sync {
-    async fn take(&self) -> PortResult<Manifest>;
-}
-
-/// What is shipped, from and to.
-pub struct ShipRequest<'a> {
-    pub cluster: &'a str,
-    pub etcd: &'a dyn Etcd,
-    pub store: Arc<dyn ObjectStore>,
-    pub recipients: &'a Recipients,
-    pub clock: Arc<dyn Clock>,
-    pub new_base: &'a dyn NewBase,
-    /// This machine and process, for people.
-    pub holder: String,
-    pub spool: PathBuf,
-    pub spool_limit_bytes: u64,
-    pub cut: CutRule,
-    /// Hears what happens.
-    pub event: &'a (dyn Fn(ShipEvent) + Send + Sync),
-}
-
-/// What happens while it ships.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "event")]
-pub enum ShipEvent {
-    /// This is the log's writer now.
-    Started {
-        epoch: u64,
-        covered_revision: i64,
-    },
-    /// A snapshot was taken because the log has nothing to continue.
-    NewBase {
-        snapshot: String,
-        why: String,
-    },
-    /// It watches this member.
-    Watching {
-        member: String,
-    },
-    /// A connection was lost; others are tried.
-    Lost {
-        what: String,
-    },
-    /// The bucket cannot be written; segments wait on the disk.
-    BucketAway {
-        why: String,
-        spooled_bytes: u64,
-    },
-    BucketBack,
-}
-
-/// What was done when it ends.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ShipReport {
-    pub epoch: u64,
-    pub covered_revision: i64,
-    pub segments: u64,
-    pub bytes: u64,
-    /// Waits on this machine's disk for the next start.
-    pub spooled_bytes: u64,
-}
 
 /// Ships every change until `stop` resolves or something needs a person. What is whole by then is in the bucket, or in
 /// the spool.
