@@ -20,12 +20,7 @@ fn what_was_there_is_there_again() {
     let name = "t-durable";
     let _ = control::destroy(name, &state_dir());
     let lab = Lab::up_durable(name);
-    let network = lab.post(
-        "/networks",
-        json!({"name": "n", "ip_range": "10.0.0.0/16",
-            "subnets": [{"type": "cloud", "ip_range": "10.0.0.0/24", "network_zone": "eu-central"}]}),
-    )["network"]["id"]
-        .clone();
+    let network = lab.network();
     let volume = lab.post("/volumes", json!({"name": "v", "size": 10, "location": "fsn1", "format": "ext4"}));
     let volume = volume["volume"]["id"].as_u64().expect("an id");
     let (one, first) = lab.server("m1", "fsn1", json!({"networks": [network], "volumes": [volume]}));
@@ -90,7 +85,7 @@ fn a_killed_lab_has_lost_nothing_it_acknowledged() {
 }
 
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "takes minutes: cargo test -p hk-lab --test durable -- --ignored --nocapture"]
 fn fifty_killed_labs_have_lost_nothing_they_acknowledged() {
     battery("t-kill50", 50);
 }
@@ -125,6 +120,15 @@ fn battery(name: &str, rounds: u32) {
     control::destroy(name, &state_dir()).expect("the lab is removed");
     assert_eq!(Traces::of(&lab.info, &spaces), Traces::default());
     drop(last);
+}
+
+/// Everything of a kind, over all pages.
+fn all(lab: &Lab, path: &str) -> Vec<Value> {
+    let page = |number: u32| {
+        let answer = lab.call("GET", &format!("/{path}?per_page=50&page={number}"), None);
+        answer[path].as_array().cloned().unwrap_or_default()
+    };
+    (1..).map(page).take_while(|found| !found.is_empty()).flatten().collect()
 }
 
 /// What the cloud acknowledged.
@@ -180,8 +184,7 @@ impl Known {
             assert!(answer["error"].is_null(), "round {round}: {path}/{id} was acknowledged: {answer}");
         }
         for path in ["servers", "volumes", "networks"] {
-            let all = lab.call("GET", &format!("/{path}?per_page=50"), None);
-            for one in all[path].as_array().into_iter().flatten() {
+            for one in all(lab, path) {
                 let status = one["status"].as_str().unwrap_or("none");
                 assert!(["running", "off", "available", "none"].contains(&status), "round {round}: half: {one}");
             }
@@ -190,8 +193,7 @@ impl Known {
         assert_eq!(actions["actions"], json!([]), "round {round}");
         // Every disk belongs to something, and everything has its disk.
         for (path, dir) in [("servers", "machines"), ("volumes", "volumes")] {
-            let all = lab.call("GET", &format!("/{path}?per_page=50"), None);
-            let ids = all[path].as_array().into_iter().flatten().filter_map(|r| r["id"].as_u64());
+            let ids = all(lab, path).into_iter().filter_map(|r| r["id"].as_u64());
             let listed: BTreeSet<String> = ids.map(|id| id.to_string()).collect();
             let entries = fs::read_dir(lab.info.disks.join(dir)).expect("a directory").flatten();
             let on_disk: BTreeSet<String> =

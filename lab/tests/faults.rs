@@ -17,12 +17,7 @@ fn lift(lab: &Lab, id: u64) {
 #[test]
 fn a_cloud_fails_in_the_ways_it_is_told_to() {
     let lab = Lab::up("t-faults");
-    let network = lab.post(
-        "/networks",
-        json!({"name": "n", "ip_range": "10.0.0.0/16",
-            "subnets": [{"type": "cloud", "ip_range": "10.0.0.0/24", "network_zone": "eu-central"}]}),
-    )["network"]["id"]
-        .clone();
+    let network = lab.network();
     let volume = lab.post("/volumes", json!({"name": "v", "size": 10, "location": "fsn1", "format": "ext4"}));
     let volume = volume["volume"]["id"].as_u64().expect("an id");
     let (one, first) = lab.server("m1", "fsn1", json!({"networks": [network], "volumes": [volume]}));

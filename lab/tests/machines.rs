@@ -11,12 +11,7 @@ fn a_lab_behaves_like_a_small_cloud() {
     let lab = Lab::up("t-machines");
     let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIEJ7dFzSvwzV7NQx2qVTXd7OGOrJfzgZcfYsHBsfMEf test";
     let key = lab.post("/ssh_keys", json!({"name": "k", "public_key": key}))["ssh_key"]["id"].clone();
-    let network = lab.post(
-        "/networks",
-        json!({"name": "n", "ip_range": "10.0.0.0/16",
-            "subnets": [{"type": "cloud", "ip_range": "10.0.0.0/24", "network_zone": "eu-central"}]}),
-    )["network"]["id"]
-        .clone();
+    let network = lab.network();
     let user_data = "#!/bin/sh\necho ran >> /root/user-data\n";
     let more = json!({"ssh_keys": [key], "networks": [network], "user_data": user_data});
     let servers: Vec<(u64, String)> = [("m1", "fsn1"), ("m2", "nbg1"), ("m3", "hel1")]

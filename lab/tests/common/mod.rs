@@ -152,6 +152,13 @@ impl Lab {
         self.done(&answer);
     }
 
+    /// The id of a network with one subnet.
+    pub fn network(&self) -> Value {
+        let subnet = json!({"type": "cloud", "ip_range": "10.0.0.0/24", "network_zone": "eu-central"});
+        let body = json!({"name": "n", "ip_range": "10.0.0.0/16", "subnets": [subnet]});
+        self.post("/networks", body)["network"]["id"].clone()
+    }
+
     /// A server's id and public address.
     pub fn server(&self, name: &str, location: &str, more: Value) -> (u64, String) {
         let mut body = json!({"name": name, "server_type": "cx23", "image": "debian-12", "location": location});
