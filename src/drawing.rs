@@ -6,8 +6,8 @@ use crate::distribution::server_name;
 use crate::distribution::upstream::{Role, config_digest, needed};
 use crate::observe::{Depth, observe};
 use crate::plan::{
-    Basis, DestroyChoice, Drift, Inventory, LINEAGE_LABEL, Plan, PlanError, RebuildChoice, RunbookChoice, drift,
-    plan_build, plan_destroy, plan_rebuild, plan_runbook,
+    Basis, DestroyChoice, Drift, Inventory, LINEAGE_LABEL, Plan, PlanError, RebuildChoice, RunbookChoice,
+    WorkersChoice, drift, plan_build, plan_build_with, plan_certificates, plan_destroy, plan_rebuild, plan_runbook,
 };
 use crate::ports::{PortError, PortResult};
 use crate::steps::World;
@@ -16,6 +16,12 @@ use crate::steps::World;
 #[derive(Debug, Clone)]
 pub enum Wanted {
     Build,
+    /// Build, and drain, delete or make anew the workers of this choice.
+    Workers(WorkersChoice),
+    /// Renew certificates: those that end soon, or all.
+    Certificates {
+        all: bool,
+    },
     Rebuild(RebuildChoice),
     Runbook(RunbookChoice),
     Destroy(DestroyChoice),
@@ -66,7 +72,9 @@ pub async fn draw_plan(
     let lineage = match (&course.lineage, wanted) {
         (Some(lineage), _) => lineage.clone(),
         // A build or a runbook continues the life that its servers are of.
-        (None, Wanted::Build | Wanted::Runbook(_)) => existing.unwrap_or_else(|| plan_id.to_owned()),
+        (None, Wanted::Build | Wanted::Workers(_) | Wanted::Certificates { .. } | Wanted::Runbook(_)) => {
+            existing.unwrap_or_else(|| plan_id.to_owned())
+        }
         (None, Wanted::Rebuild(_) | Wanted::Destroy(_)) => plan_id.to_owned(),
     };
     let basis = Basis {
@@ -83,6 +91,8 @@ pub async fn draw_plan(
     };
     Ok(match wanted {
         Wanted::Build => plan_build(&basis)?,
+        Wanted::Workers(choice) => plan_build_with(&basis, choice)?,
+        Wanted::Certificates { all } => plan_certificates(&basis, *all)?,
         Wanted::Rebuild(choice) => plan_rebuild(&basis, choice)?,
         Wanted::Runbook(choice) => plan_runbook(&basis, choice)?,
         Wanted::Destroy(choice) => plan_destroy(&basis, *choice),

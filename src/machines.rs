@@ -9,8 +9,8 @@ use secrecy::SecretString;
 use crate::distribution::initial_cluster_of;
 use crate::distribution::upstream::{self, Install, NOT_READY, Probe, REFUSED, Role};
 use crate::ports::{
-    Binary, ByteStream, ErrorCode, EtcdRestore, Host, Machines, NodeProbe, Output, PortError, PortResult, RemoteFile,
-    Service, Shell,
+    Binary, ByteStream, CertificateFound, ErrorCode, EtcdRestore, Host, Machines, NodeProbe, Output, PortError,
+    PortResult, RemoteFile, Service, Shell,
 };
 
 const QUICK: Duration = Duration::from_secs(60);
@@ -32,6 +32,21 @@ impl ShellMachines {
         let output = self.shell.run(host, script, deadline).await.map_err(|e| e.context(doing))?;
         checked(host, doing, output)
     }
+}
+
+/// One line of what [`upstream::certificates_script`] printed.
+fn certificate(host: &Host, line: &str) -> PortResult<CertificateFound> {
+    let strange = || {
+        PortError::new(ErrorCode::Invalid, format!("{} answered with no certificate: {line:?}", host.name))
+            .hint("nothing was changed; look at the machine's openssl")
+    };
+    let mut parts = line.splitn(3, '\t');
+    let (place, until, subject) = (parts.next(), parts.next(), parts.next());
+    Ok(CertificateFound {
+        place: place.ok_or_else(strange)?.to_owned(),
+        until: until.and_then(|t| t.parse().ok()).ok_or_else(strange)?,
+        subject: subject.unwrap_or_default().to_owned(),
+    })
 }
 
 fn checked(host: &Host, doing: &str, output: Output) -> PortResult<Output> {
@@ -66,7 +81,16 @@ impl Machines for ShellMachines {
             etcd_data: probe.etcd_data,
             certificates_until: probe.certificates_until.and_then(|t| t.parse().ok()),
             versions: probe.versions,
+            stale: probe.stale,
         })
+    }
+
+    async fn certificates(&self, host: &Host, master: bool) -> PortResult<Vec<CertificateFound>> {
+        let role = if master { Role::Master } else { Role::Worker };
+        let doing = "looking at certificates";
+        let output = self.run(host, doing, &upstream::certificates_script(role), QUICK).await?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.lines().map(|line| certificate(host, line)).collect()
     }
 
     async fn install(&self, host: &Host, binaries: &[(Binary, SecretString)]) -> PortResult<()> {

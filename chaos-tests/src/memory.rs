@@ -15,9 +15,9 @@ use hk_dr::distribution::pki::ClusterSecrets;
 use hk_dr::distribution::upstream::{NODE_FILE, NodeRecord};
 use hk_dr::hetzner::FakeCloud;
 use hk_dr::ports::{
-    Artifacts, Backups, Binary, ByteStream, ClientTls, Clock, Cloud, Dialer, ErrorCode, Etcd, EtcdEndpoint,
-    EtcdRestore, Host, Kube, Machines, NodeProbe, PortError, PortResult, RecoverySet, RemoteFile, ServerStatus,
-    Service, SnapshotInfo, Vault,
+    Artifacts, Backups, Binary, ByteStream, CertificateFound, ClientTls, Clock, Cloud, Dialer, ErrorCode, Etcd,
+    EtcdEndpoint, EtcdRestore, Host, Kube, Machines, NodeProbe, PortError, PortResult, RecoverySet, RemoteFile,
+    ServerStatus, Service, SnapshotInfo, Vault,
 };
 use hk_dr::s3::MemoryStore;
 use hk_dr::steps::World;
@@ -30,6 +30,10 @@ use dialed::{MemoryEtcd, MemoryKube};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Machine {
     pub installed: BTreeMap<String, String>,
+    /// Versions that run, by program: those installed when their service started.
+    pub running: BTreeMap<String, String>,
+    /// How many days its certificates hold.
+    pub certificate_days: u32,
     pub configured: bool,
     /// Digest of what it was configured from.
     pub digest: Option<String>,
@@ -51,6 +55,14 @@ struct State {
     machines: BTreeMap<String, Machine>,
     nodes: BTreeSet<String>,
     vault: Option<RecoverySet>,
+    /// Pods by name, with their Node and whether a budget keeps them there.
+    pods: BTreeMap<String, (String, bool)>,
+    cordoned: BTreeSet<String>,
+    /// Versions of programs that end as soon as they start.
+    broken: BTreeSet<String>,
+    /// Masters whose API server is away, and the most that were at once.
+    away: BTreeSet<String>,
+    away_most: usize,
     /// etcd's data by volume: a machine has it only while the volume is mounted there.
     volumes: BTreeMap<String, String>,
     members: Members,
@@ -106,6 +118,37 @@ impl MemoryWorld {
             recovery: secrets.to_recovery_set(),
             state: Arc::default(),
         }
+    }
+
+    /// The same world, declared otherwise in Git.
+    #[must_use]
+    pub fn declared(&self, cluster: &Cluster) -> Self {
+        Self { cluster: cluster.clone(), ..self.clone() }
+    }
+
+    /// A pod on a Node; `held` by a budget that allows no disruption.
+    pub fn run_pod(&self, name: &str, node: &str, held: bool) {
+        self.lock().pods.insert(name.to_owned(), (node.to_owned(), held));
+    }
+
+    /// Names of pods and their Nodes.
+    pub fn pods(&self) -> BTreeMap<String, String> {
+        self.lock().pods.iter().map(|(name, (node, _))| (name.clone(), node.clone())).collect()
+    }
+
+    /// From now on this version of a program ends as soon as it starts: `kube-apiserver-1.35.5`.
+    pub fn break_version(&self, program_and_version: &str) {
+        self.lock().broken.insert(program_and_version.to_owned());
+    }
+
+    /// The most masters whose API server was away at once, counted from now on.
+    pub fn count_away(&self) {
+        self.lock().away_most = 0;
+    }
+
+    /// See [`Self::count_away`].
+    pub fn away_most(&self) -> usize {
+        self.lock().away_most
     }
 
     /// What steps act on. Every process of hk-dr has one of its own: nothing it remembers survives its death.
@@ -178,6 +221,15 @@ impl MemoryWorld {
             if let (Some(device), Some(data)) = (machine.mounted.clone(), machine.data.clone()) {
                 state.volumes.insert(device, data);
             }
+            let serves =
+                state.machines.get(&host.host_key_sha256).is_some_and(|m| m.services.contains(&Service::ApiServer));
+            let is_master = self.member(name).is_some();
+            if serves {
+                state.away.remove(name);
+            } else if is_master {
+                state.away.insert(name.clone());
+            }
+            state.away_most = state.away_most.max(state.away.len());
             result
         };
         moment().await;
@@ -233,12 +285,26 @@ impl Machines for MemoryWorld {
     async fn probe(&self, host: &Host, _: bool) -> PortResult<NodeProbe> {
         self.change(host, |m| {
             let units = m.services.iter().flat_map(|s| s.units()).map(|u| (*u).to_owned());
+            let until = (m.certificate_days > 0).then(|| in_days(m.certificate_days));
+            let versions: BTreeMap<_, _> =
+                m.installed.iter().filter_map(|(path, digest)| version(path, digest)).collect();
+            let stale = m.running.iter().filter(|(program, runs)| versions.get(*program) != Some(*runs));
             Ok(NodeProbe {
                 config_digest: m.digest.clone(),
                 active_units: units.collect(),
                 etcd_data: m.data.is_some(),
-                ..NodeProbe::default()
+                stale: stale.map(|(program, runs)| (program.clone(), runs.clone())).collect(),
+                versions,
+                certificates_until: until,
             })
+        })
+        .await
+    }
+
+    async fn certificates(&self, host: &Host, _: bool) -> PortResult<Vec<CertificateFound>> {
+        self.change(host, |m| {
+            let until = in_days(m.certificate_days);
+            Ok(vec![CertificateFound { place: "port 6443".into(), until, subject: String::new() }])
         })
         .await
     }
@@ -258,9 +324,11 @@ impl Machines for MemoryWorld {
         let record =
             files.iter().find(|f| f.path == NODE_FILE).map(|f| serde_json::from_slice::<NodeRecord>(&f.content));
         let digest = record.and_then(Result::ok).map(|r| r.config_digest);
+        let days = self.cluster.certificates.valid_days;
         self.change(host, |m| {
             m.configured = true;
             m.digest = digest;
+            m.certificate_days = days;
             Ok(())
         })
         .await
@@ -314,6 +382,7 @@ impl Machines for MemoryWorld {
     async fn stop(&self, host: &Host, services: &[Service]) -> PortResult<()> {
         self.change(host, |m| {
             m.services.retain(|s| !services.contains(s));
+            m.running.retain(|program, _| !services.iter().any(|s| s.units().contains(&program.as_str())));
             Ok(())
         })
         .await
@@ -339,11 +408,25 @@ impl Machines for MemoryWorld {
                 self.may_join(&host.name)?;
             }
         }
+        let broken = self.lock().broken.clone();
         self.change(host, |m| {
             if service == Service::Etcd && m.mounted.is_none() {
                 return Err(PortError::new(ErrorCode::Locked, "etcd's volume is not mounted"));
             }
+            let starts: BTreeMap<_, _> =
+                m.installed.iter().filter_map(|(path, digest)| version(path, digest)).collect();
+            let ends = |unit: &&str| starts.get(*unit).is_some_and(|v| broken.contains(&format!("{unit}-{v}")));
+            if service.units().iter().any(ends) {
+                // Like systemd: the job was taken, and the service is not there a moment later.
+                return Ok(());
+            }
             m.services.insert(service);
+            for unit in service.units() {
+                // What runs goes on as it was, whatever was installed since.
+                if let Some(version) = starts.get(*unit) {
+                    m.running.entry((*unit).to_owned()).or_insert_with(|| version.clone());
+                }
+            }
             if service == Service::Etcd {
                 m.data.get_or_insert_with(|| "fresh".to_owned());
             }
@@ -429,6 +512,18 @@ impl Dialer for MemoryWorld {
     async fn kube(&self, host: &Host, _: &ClientTls) -> PortResult<Arc<dyn Kube>> {
         Ok(Arc::new(MemoryKube { world: self.clone(), host: host.clone() }))
     }
+}
+
+fn in_days(days: u32) -> jiff::Timestamp {
+    let span = jiff::ToSpan::hours(i64::from(days) * 24);
+    Noon.now().checked_add(span).expect("a certificate's life is in the calendar")
+}
+
+/// Program and version of what is installed: the digests of this world say both.
+fn version(path: &str, digest: &str) -> Option<(String, String)> {
+    // etcdutl is no service: the probe of a real machine does not name it.
+    let program = path.strip_prefix("/usr/local/bin/").filter(|program| *program != "etcdutl")?;
+    Some((program.to_owned(), digest.strip_prefix(program)?.strip_prefix('-')?.to_owned()))
 }
 
 fn unused(what: &str) -> PortError {

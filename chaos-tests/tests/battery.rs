@@ -1,7 +1,7 @@
 //! A run is stopped after every journal event, and after every event of its resumption once more at a drawn distance: each
 //! time it must end in the same state as a run that was left alone, with nothing made twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use chaos_tests::memory::{Machine, MemoryWorld};
@@ -12,6 +12,9 @@ use hk_dr::journal::{JournalError, MemoryJournal, RunStatus};
 use hk_dr::plan::{DestroyChoice, Plan, RebuildChoice, RunbookChoice};
 use hk_dr::ports::{Cloud, ObjectStore};
 use hk_dr::steps::Registry;
+
+#[path = "battery/life.rs"]
+mod life;
 
 fn cluster() -> Cluster {
     parse(include_str!("../../examples/demo/cluster.yaml"), "cluster.yaml").expect("the demo's cluster is right")
@@ -40,7 +43,7 @@ struct Outcome {
     volumes: BTreeMap<String, (String, bool)>,
     nodes: Vec<String>,
     /// Names and peer URLs of etcd's members.
-    members: Vec<(String, String)>,
+    members: BTreeSet<(String, String)>,
     /// What was written to see whether the API takes writes.
     objects: Vec<String>,
 }
@@ -62,7 +65,8 @@ async fn outcome(world: &MemoryWorld) -> Outcome {
             .collect(),
         volumes: volumes.into_iter().map(|v| (v.name, (v.location, v.server.is_some()))).collect(),
         nodes: world.nodes().into_iter().collect(),
-        members: world.members().into_values().collect(),
+        // Members that found a cluster together start in any order.
+        members: world.members().into_values().collect::<BTreeSet<_>>(),
         objects: world.objects(),
     }
 }

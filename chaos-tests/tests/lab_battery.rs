@@ -10,6 +10,7 @@ use rand::seq::index::sample;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
 
+const DEMO: &str = include_str!("../../examples/demo/cluster.yaml");
 /// Deaths in the build, and as many in the rebuild.
 const DEATHS_EACH: usize = 6;
 /// A build has about ninety events, a rebuild a few more; a death beyond the last event is none.
@@ -17,6 +18,8 @@ const EVENTS: usize = 84;
 
 #[path = "lab_battery/everyday.rs"]
 mod everyday;
+#[path = "lab_battery/life.rs"]
+mod life;
 #[path = "lab_battery/runbooks.rs"]
 mod runbooks;
 
@@ -32,6 +35,17 @@ impl Lab {
         let lab = Self { name, dir };
         succeeded(&lab.host(&["lab", "up", "--name", &lab.name]), "lab up");
         lab
+    }
+
+    /// The Git directory of the demo's cluster, with its keys.
+    fn declare(&self) {
+        std::fs::create_dir(self.dir.path().join("git")).expect("a directory");
+        std::fs::write(self.path("git/cluster.yaml"), DEMO).expect("written");
+        let (one, two) = (self.path("identity"), self.path("second-identity"));
+        let args = ["keys", "init", "--new-identity", &one, "--new-identity", &two];
+        let mut init = Command::new(hk_dr());
+        init.args(["lab", "exec", "--name", &self.name, "--from", "operator", "--"]).arg(hk_dr()).args(args);
+        succeeded(&init.args(["-C", &self.path("git")]).output().expect("hk-dr starts"), "keys init");
     }
 
     /// hk-dr on the host.
@@ -159,14 +173,7 @@ fn build_and_rebuild_survive_deaths_on_real_machines() {
         deaths
     };
     let lab = Lab::up();
-    std::fs::create_dir(lab.dir.path().join("git")).expect("a directory");
-    std::fs::write(lab.dir.path().join("git/cluster.yaml"), include_str!("../../examples/demo/cluster.yaml"))
-        .expect("written");
-    let (one, two) = (lab.path("identity"), lab.path("second-identity"));
-    let args = ["keys", "init", "--new-identity", &one, "--new-identity", &two];
-    let mut init = Command::new(hk_dr());
-    init.args(["lab", "exec", "--name", &lab.name, "--from", "operator", "--"]).arg(hk_dr()).args(args);
-    succeeded(&init.args(["-C", &lab.path("git")]).output().expect("hk-dr starts"), "keys init");
+    lab.declare();
 
     let deaths = draw(&mut random);
     println!("build dies after {deaths:?}");
@@ -183,6 +190,7 @@ fn build_and_rebuild_survive_deaths_on_real_machines() {
     println!("{} deaths survived", 2 * DEATHS_EACH);
     runbooks::rehearse(&lab, &mut random);
     everyday::look(&lab);
+    life::live(&lab);
     errors_say_what_to_do(&lab);
     everyday::destroy(&lab);
 }

@@ -31,8 +31,9 @@ macro_rules! module {
 }
 
 /// Embedded, so that an installed hk-dr needs no checkout.
-const MODULES: [Module; 4] = [
+const MODULES: [Module; 5] = [
     module!("etcd36": "go.mod", "go.sum", "tools.go"),
+    module!("etcd3615": "go.mod", "go.sum", "tools.go"),
     module!("k8s135": "go.mod", "go.sum", "tools.go"),
     module!("versitygw": "go.mod", "go.sum", "tools.go"),
     module!("images": "go.mod", "pause/main.go", "web/main.go"),

@@ -35,6 +35,9 @@ pub struct Artifact {
     pub version: String,
     #[serde(default)]
     pub kind: Kind,
+    /// Obtained only when a cluster declares it, not with all the others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub on_demand: bool,
     /// The project's official archive.
     pub release: Option<Release>,
     /// How it is built.
@@ -131,12 +134,12 @@ impl Lock {
         })
     }
 
-    /// The artifact of this name, for names that occur once.
+    /// The artifact of this name, for names that occur once, those obtained on demand aside.
     ///
     /// # Errors
     /// `NotFound` if there is none or more than one.
     pub fn by_name(&self, name: &str) -> PortResult<&Artifact> {
-        let mut matching = self.artifacts.iter().filter(|a| a.name == name);
+        let mut matching = self.artifacts.iter().filter(|a| a.name == name && !a.on_demand);
         match (matching.next(), matching.next()) {
             (Some(artifact), None) => Ok(artifact),
             (None, _) => {

@@ -18,7 +18,7 @@ enum Command {
     List,
     /// Obtains what is not in the cache yet: from the mirror, the official releases, or by building it.
     Fetch {
-        /// Only these, as NAME or NAME-VERSION. Default: all.
+        /// Only these, as NAME or NAME-VERSION. Default: all but those that are obtained on demand.
         names: Vec<String>,
         #[command(flatten)]
         sources: SourceOptions,
@@ -92,7 +92,7 @@ fn list_of(cache: &Cache, artifacts: &[&Artifact], context: &Context) -> Result<
 fn select<'a>(cache: &'a Cache, names: &[String]) -> Result<Vec<&'a Artifact>, CliError> {
     let lock = cache.lock();
     if names.is_empty() {
-        return Ok(lock.artifacts.iter().collect());
+        return Ok(lock.artifacts.iter().filter(|a| !a.on_demand).collect());
     }
     let find = |name: &String| match lock.artifacts.iter().find(|a| a.file_name() == *name) {
         Some(artifact) => Ok(artifact),

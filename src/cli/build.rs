@@ -11,14 +11,17 @@ pub struct Args {
     /// Show the plan and stop.
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    workers: super::workers::Choice,
 }
 
 /// Builds.
 pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    let wanted = args.workers.wanted();
     if args.dry_run {
-        return dry_run(context, &Wanted::Build);
+        return dry_run(context, &wanted);
     }
-    let run = draw_and_execute(context, &Wanted::Build, &Manner { yes: args.yes, step: false })?;
+    let run = draw_and_execute(context, &wanted, &Manner { yes: args.yes, step: false })?;
     report(context, run.as_deref(), "the cluster is as Git declares it");
     Ok(())
 }

@@ -35,7 +35,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
             .hint("nothing was touched; it is hk-dr demo --json FILE"));
     }
     let cache = Cache::new(context.cache_dir());
-    let all: Vec<_> = cache.lock().artifacts.iter().filter(|a| a.name != "kubectl").collect();
+    let all: Vec<_> = cache.lock().artifacts.iter().filter(|a| a.name != "kubectl" && !a.on_demand).collect();
     obtain(context, &cache, &all, &args.sources)?;
     let program = std::env::current_exe()
         .map_err(|e| CliError::new(ExitKind::Failed, format!("cannot find this program: {e}")))?;

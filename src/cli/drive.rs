@@ -121,6 +121,8 @@ pub fn execute_drawn(
 pub async fn resume(context: &Context, connected: &Connected, plan: Plan, dir: RunDir) -> Result<String, CliError> {
     let wanted = match plan.purpose {
         Purpose::Build => Wanted::Build,
+        // Whatever is planned anew asks again for what is still to be renewed.
+        Purpose::Certificates => Wanted::Certificates { all: false },
         // The snapshot that was chosen then, whatever has been taken since.
         Purpose::Rebuild => Wanted::Rebuild(RebuildChoice { snapshot: plan.snapshot.clone(), even_if_alive: true }),
         // What was agreed to stands in the plan's steps; nothing of it is ever planned anew.
@@ -261,7 +263,7 @@ fn confirm(context: &Context, plan: &Plan, manner: &Manner) -> Result<(), CliErr
     let question = match plan.purpose {
         Purpose::Build => "Go on?",
         Purpose::Rebuild => "This deletes what is left of the cluster's servers and restores a snapshot. Go on?",
-        Purpose::Runbook | Purpose::Destroy => "Go on?",
+        Purpose::Certificates | Purpose::Runbook | Purpose::Destroy => "Go on?",
     };
     eprint!("{question} [y/N] ");
     let _ = std::io::stderr().flush();

@@ -3,6 +3,7 @@
 mod artifacts;
 mod bench;
 mod build;
+mod certificates;
 mod compact;
 mod completions;
 pub mod connect;
@@ -39,6 +40,7 @@ mod snapshot;
 mod ssh;
 mod status;
 mod validate;
+mod workers;
 
 use std::process::ExitCode;
 
@@ -78,6 +80,8 @@ enum Command {
     Drift(drift::Args),
     Ssh(ssh::Args),
     Kubeconfig(kubeconfig::Args),
+    Certificates(certificates::Args),
+    Workers(workers::Args),
     Init(init::Args),
     Destroy(destroy::Args),
     #[command(hide = true)]
@@ -126,6 +130,8 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Drift(args) => drift::run(args, context),
         Command::Ssh(args) => ssh::run(args, context),
         Command::Kubeconfig(args) => kubeconfig::run(args, context),
+        Command::Certificates(args) => certificates::run(args, context),
+        Command::Workers(args) => workers::run(args, context),
         Command::Init(args) => init::run(args, context),
         Command::Destroy(args) => destroy::run(args, context),
         Command::PinnedHostKey(args) => ssh::pinned(&args),

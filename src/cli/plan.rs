@@ -14,6 +14,8 @@ pub struct Args {
     /// For a rebuild: the snapshot to restore (default: the newest).
     #[arg(long, value_name = "ID")]
     snapshot: Option<String>,
+    #[command(flatten)]
+    workers: super::workers::Choice,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy)]
@@ -25,7 +27,7 @@ enum What {
 /// Draws and prints a plan.
 pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let wanted = match args.what {
-        What::Build => Wanted::Build,
+        What::Build => args.workers.wanted(),
         What::Rebuild => Wanted::Rebuild(RebuildChoice { snapshot: args.snapshot, even_if_alive: true }),
     };
     let connected = super::connect::connect(context)?;

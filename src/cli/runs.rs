@@ -24,6 +24,7 @@ pub fn run(_: Args, context: &Context) -> Result<(), CliError> {
         let purpose = match plan.purpose {
             Purpose::Build => "build",
             Purpose::Rebuild => "rebuild",
+            Purpose::Certificates => "certificates",
             Purpose::Destroy => "destroy",
             Purpose::Runbook => plan.runbook.as_ref().map_or("runbook", |r| r.runbook.name.as_str()),
         };

@@ -12,8 +12,6 @@ use crate::plan::{Drift, Inventory};
 use crate::ports::{ObjectStore, PortResult, ServerStatus};
 use crate::steps::World;
 
-/// Certificates that end sooner are worth a word.
-const CERTIFICATE_DAYS: i64 = 30;
 /// A snapshot older than this is worth a word.
 const SNAPSHOT_HOURS: i64 = 24;
 /// Differences that are shown on the one screen.
@@ -137,13 +135,15 @@ fn assemble(
     let (cluster, now) = (&world.cluster, world.clock.now());
     let masters = cluster.masters.iter().map(|m| (&m.name, &m.location, &m.server_type, m.address, "master"));
     let workers = cluster.workers.iter().map(|w| (&w.name, &w.location, &w.server_type, w.address, "worker"));
+    let renew_before = i64::from(cluster.certificates.renew_before_days);
     let mut servers = Vec::new();
     for (name, location, server_type, private, role) in masters.chain(workers) {
         let line = server_line(inventory, server_name(cluster, name), location, server_type, private, role);
         if let Some(until) = line.certificates_until
-            && until.duration_since(now).as_hours() < CERTIFICATE_DAYS * 24
+            && until.duration_since(now).as_hours() < renew_before * 24
         {
-            attention.push(format!("{}: its certificates end {}", line.name, until.strftime("%Y-%m-%d %H:%M UTC")));
+            let ends = until.strftime("%Y-%m-%d %H:%M UTC");
+            attention.push(format!("{}: its first certificate ends {ends}: `hk-dr build` renews it", line.name));
         }
         servers.push(line);
     }
@@ -288,6 +288,12 @@ fn render(status: &Status) -> String {
     let majority = if etcd.majority { "has a majority" } else { "has NO majority" };
     let _ = writeln!(text, "etcd      {} of {} members serve, it {majority}", etcd.serving, etcd.members);
     let _ = writeln!(text, "declared  Kubernetes {}, etcd {}", status.versions.kubernetes, status.versions.etcd);
+    let earliest = status.servers.iter().filter_map(|s| Some((s.certificates_until?, &s.name))).min();
+    if let Some((until, name)) = earliest {
+        let days = until.duration_since(status.at).as_hours().div_euclid(24);
+        let ends = until.strftime("%Y-%m-%d");
+        let _ = writeln!(text, "certs     the first ends {ends} on {name}, in {days} days (`hk-dr certificates`)");
+    }
     let _ = match &status.snapshot {
         None => writeln!(text, "snapshot  none"),
         Some(s) => {

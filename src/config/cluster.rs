@@ -23,9 +23,31 @@ pub struct Cluster {
     pub fallback_locations: Vec<String>,
     /// An odd number of masters.
     pub masters: Vec<MasterConfig>,
-    #[serde(default)]
+    /// A list of workers, or `pools` of workers that are alike.
+    #[serde(default, deserialize_with = "super::pools::workers")]
+    #[schemars(schema_with = "super::pools::schema")]
     pub workers: Vec<WorkerConfig>,
+    #[serde(default)]
+    pub certificates: CertificatesConfig,
     pub backup: BackupConfig,
+}
+
+/// How long the servers' certificates are valid and when a build renews them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CertificatesConfig {
+    /// Days from a certificate's making to its end.
+    #[serde(default = "default_valid_days")]
+    pub valid_days: u32,
+    /// A build renews what ends within so many days.
+    #[serde(default = "default_renew_before_days")]
+    pub renew_before_days: u32,
+}
+
+impl Default for CertificatesConfig {
+    fn default() -> Self {
+        Self { valid_days: default_valid_days(), renew_before_days: default_renew_before_days() }
+    }
 }
 
 /// Kubernetes' version and address ranges.
@@ -90,6 +112,10 @@ pub struct WorkerConfig {
     /// Node labels.
     #[serde(default)]
     pub labels: std::collections::BTreeMap<String, String>,
+    /// The pool it is of, counted from 0 in the order of the file; none: it is declared by itself.
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub pool: Option<usize>,
 }
 
 /// Where offsite copies go and who can open them.
@@ -107,6 +133,12 @@ pub struct BackupConfig {
     pub recipients_file: String,
 }
 
+fn default_valid_days() -> u32 {
+    365
+}
+fn default_renew_before_days() -> u32 {
+    30
+}
 fn default_image() -> String {
     "debian-12".into()
 }

@@ -3,6 +3,7 @@
 mod cluster;
 mod error;
 mod names;
+mod pools;
 mod range;
 mod rules;
 mod runbook;
@@ -16,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 pub use cluster::*;
 pub use error::{ConfigError, Problem};
+pub use pools::POOL_LABEL;
 pub use range::Range;
 pub use runbook::{Acts, Guards, Runbook, RunbookStep, SHIPPED, Targets, Verb};
 

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use super::error::Report;
 use super::names::{closest, is_bucket, is_label, is_node_label};
 use super::tree::Tree;
-use super::{Cluster, Pinned, Range};
+use super::{CertificatesConfig, Cluster, Pinned, Range, WorkerConfig};
 
 /// Locations and their network zones. A private network can't span zones.
 const LOCATIONS: [(&str, &str); 6] = [
@@ -20,6 +20,8 @@ const LOCATIONS: [(&str, &str); 6] = [
 
 /// Used by Hetzner's gateway in every network.
 const CLOUD_GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 31, 1, 1);
+/// What a CA of ours lives.
+const VALID_DAYS_MAX: u32 = 3650;
 /// A name of a resource, the longest label in DNS.
 const FULL_NAME_MAX: usize = 63;
 
@@ -35,7 +37,13 @@ pub(super) fn check(cluster: &Cluster, tree: &Tree, pinned: &Pinned, report: &mu
     }
     rules.masters();
     rules.workers();
+    rules.certificates();
     rules.backup();
+}
+
+/// Where a worker is declared.
+fn worker_path(index: usize, worker: &WorkerConfig) -> String {
+    worker.pool.map_or_else(|| format!("workers.{index}"), |pool| format!("workers.pools.{pool}"))
 }
 
 struct Rules<'a> {
@@ -53,12 +61,12 @@ impl Rules<'_> {
     /// Path, name, location and address of every server, masters first.
     fn servers(&self) -> Vec<(String, String, String, Ipv4Addr)> {
         let masters = self.cluster.masters.iter().map(|m| (&m.name, &m.location, m.address));
-        let workers = self.cluster.workers.iter().map(|w| (&w.name, &w.location, w.address));
-        let path = |kind: &str, index: usize| format!("{kind}.{index}");
+        let workers = self.cluster.workers.iter().enumerate();
+        let workers = workers.map(|(index, w)| (worker_path(index, w), (&w.name, &w.location, w.address)));
         masters
             .enumerate()
-            .map(|(index, s)| (path("masters", index), s))
-            .chain(workers.enumerate().map(|(index, s)| (path("workers", index), s)))
+            .map(|(index, s)| (format!("masters.{index}"), s))
+            .chain(workers)
             .map(|(path, (name, location, address))| (path, name.clone(), location.clone(), address))
             .collect()
     }
@@ -310,7 +318,7 @@ impl Rules<'_> {
     fn workers(&mut self) {
         for (index, worker) in self.cluster.workers.iter().enumerate() {
             for (key, value) in &worker.labels {
-                let path = format!("workers.{index}.labels.{key}");
+                let path = format!("{}.labels.{key}", worker_path(index, worker));
                 if let Err(hint) = is_node_label(key) {
                     self.wrong(&path, format!("`{key}` can't be a label of this node"), hint);
                 }
@@ -324,6 +332,21 @@ impl Rules<'_> {
                     );
                 }
             }
+        }
+    }
+
+    fn certificates(&mut self) {
+        let CertificatesConfig { valid_days, renew_before_days } = self.cluster.certificates;
+        if !(1..=VALID_DAYS_MAX).contains(&valid_days) {
+            let message = format!("certificates can't be valid for {valid_days} days");
+            self.wrong("certificates.validDays", message, format!("from 1 to {VALID_DAYS_MAX}, the life of a CA"));
+        }
+        if renew_before_days >= valid_days {
+            let message = format!(
+                "certificates that are valid for {valid_days} days would be renewed {renew_before_days} days before \
+                 their end: at once, and at every build"
+            );
+            self.wrong("certificates.renewBeforeDays", message, "a tenth of validDays is usual");
         }
     }
 

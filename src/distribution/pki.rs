@@ -28,8 +28,6 @@ pub type RecoverySet = BTreeMap<String, (u32, Vec<u8>)>;
 
 /// Validity of a CA in days: ten years. It is replaced by a rotation, never by its end.
 const CA_DAYS: i64 = 3650;
-/// Validity of a leaf in days: one year, renewed by rendering the server's files again.
-const LEAF_DAYS: i64 = 365;
 /// Validity of a certificate that hk-dr makes for one of its own runs.
 const OWN_DAYS: i64 = 1;
 /// Certificates begin a little before they are made, because clocks of servers differ.
@@ -226,10 +224,6 @@ impl Authority {
         } else {
             Err("the certificate belongs to another key than the one beside it".into())
         }
-    }
-
-    fn issue(&self, subject: &Subject, now: Timestamp) -> Result<Leaf, PkiError> {
-        self.issue_for(subject, now, LEAF_DAYS)
     }
 
     fn issue_for(&self, subject: &Subject, now: Timestamp, days: i64) -> Result<Leaf, PkiError> {

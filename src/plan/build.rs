@@ -2,13 +2,19 @@ use std::collections::BTreeMap;
 
 use super::draft::{Basis, Draft, Who, volume_name};
 use super::params::{EtcdStart, SecretsKeep};
-use super::{Plan, PlanError, Purpose};
+use super::roll::{self, Rolling};
+use super::{Plan, PlanError, Purpose, WorkersChoice, workers};
 use crate::config::{MasterConfig, WorkerConfig};
 use crate::distribution::upstream::{EtcdState, Role};
 
 /// What is missing between what Git declares and what was observed. Refuses to found an empty cluster where data of this
 /// cluster exists: that is what `rebuild` is for.
 pub fn plan_build(basis: &Basis<'_>) -> Result<Plan, PlanError> {
+    plan_build_with(basis, &WorkersChoice::default())
+}
+
+/// The same, and workers that leave or are made anew, as a person agreed to.
+pub fn plan_build_with(basis: &Basis<'_>, choice: &WorkersChoice) -> Result<Plan, PlanError> {
     let (cluster, inventory) = (basis.cluster, basis.inventory);
     let names: Vec<String> =
         cluster.masters.iter().map(|m| crate::distribution::server_name(cluster, &m.name)).collect();
@@ -19,7 +25,10 @@ pub fn plan_build(basis: &Basis<'_>) -> Result<Plan, PlanError> {
     });
     let servers =
         inventory.servers.iter().filter_map(|s| Some((s.labels.get(super::NAME_LABEL)?.as_str(), s.location.as_str())));
-    let stay: BTreeMap<&str, &str> = volumes.chain(servers).collect();
+    let mut stay: BTreeMap<&str, &str> = volumes.chain(servers).collect();
+    let replaced = workers::to_replace(cluster, inventory, choice)?;
+    // One that is made anew goes where Git declares it.
+    stay.retain(|name, _| !replaced.iter().any(|(worker, _)| worker.name == **name));
     if let Some((name, location)) = stay.iter().find(|(name, location)| {
         let full = crate::distribution::server_name(cluster, name);
         basis.unavailable.contains(**location) && inventory.server(&full).is_none()
@@ -41,11 +50,21 @@ pub fn plan_build(basis: &Basis<'_>) -> Result<Plan, PlanError> {
         draft.add("secrets", &params, &[], title, "the bucket keeps none", 120);
     }
     draft.foundation();
-    let masters: Vec<&MasterConfig> = cluster.masters.iter().filter(|m| !master_done(basis, m)).collect();
-    let workers: Vec<&WorkerConfig> = cluster.workers.iter().filter(|w| !worker_done(basis, w)).collect();
+    // What serves or could is changed in turn; what is missing or half made is made, all at once.
+    let mut rolling = Rolling::due(basis);
+    let anew = |name: &str| replaced.iter().any(|(worker, _)| worker.name == name);
+    rolling.workers.retain(|(w, _)| !anew(&w.name));
+    let masters: Vec<&MasterConfig> =
+        cluster.masters.iter().filter(|m| !rolling.has_master(&m.name) && !master_done(basis, m)).collect();
+    let workers: Vec<&WorkerConfig> = cluster
+        .workers
+        .iter()
+        .filter(|w| !rolling.has_worker(&w.name) && !anew(&w.name) && !worker_done(basis, w))
+        .collect();
     let mut roles = Vec::new();
-    roles.extend((!masters.is_empty()).then_some(Role::Master));
-    roles.extend((!workers.is_empty()).then_some(Role::Worker));
+    roles.extend((!masters.is_empty() || rolling.installs(Role::Master)).then_some(Role::Master));
+    let new_workers = !workers.is_empty() || !replaced.is_empty() || rolling.installs(Role::Worker);
+    roles.extend(new_workers.then_some(Role::Worker));
     draft.artifacts(&roles);
     for master in &masters {
         ensure_server(&mut draft, Who::Master(master), &master.name);
@@ -59,13 +78,17 @@ pub fn plan_build(basis: &Basis<'_>) -> Result<Plan, PlanError> {
         draft.master(master, &etcd, &reason, |_, _| None);
     }
     if !masters.is_empty() {
+        draft.agreeing = roll::without_waiting(basis, &rolling);
         draft.control_plane(&masters, "it is not ready", |_, _| {});
     }
+    roll::roll_masters(&mut draft, &rolling)?;
     let asked = masters.first().or(cluster.masters.first().as_ref()).map(|m| draft.full(&m.name)).unwrap_or_default();
     for worker in &workers {
         let reason = reason(basis, &draft.full(&worker.name));
         draft.worker(worker, &reason, &asked);
     }
+    roll::roll_workers(&mut draft, &rolling);
+    workers::leave_and_return(&mut draft, &replaced, choice, &asked);
     Ok(draft.finish(Purpose::Build))
 }
 
@@ -102,7 +125,7 @@ fn configured(basis: &Basis<'_>, full: &str, units: &[&str]) -> bool {
         && units.iter().all(|u| probe.active_units.contains(*u))
 }
 
-fn master_done(basis: &Basis<'_>, master: &MasterConfig) -> bool {
+pub(super) fn master_done(basis: &Basis<'_>, master: &MasterConfig) -> bool {
     let full = crate::distribution::server_name(basis.cluster, &master.name);
     let units = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
     configured(basis, &full, &units)
@@ -110,7 +133,7 @@ fn master_done(basis: &Basis<'_>, master: &MasterConfig) -> bool {
         && basis.inventory.volume(&volume_name(basis.cluster, &master.name)).is_some_and(|v| v.server.is_some())
 }
 
-fn worker_done(basis: &Basis<'_>, worker: &WorkerConfig) -> bool {
+pub(super) fn worker_done(basis: &Basis<'_>, worker: &WorkerConfig) -> bool {
     let full = crate::distribution::server_name(basis.cluster, &worker.name);
     configured(basis, &full, &["kubelet", "kube-proxy"]) && basis.inventory.ready_nodes.contains(&full)
 }
@@ -143,7 +166,10 @@ fn etcd_state(basis: &Basis<'_>, masters: &[String]) -> Result<EtcdState, PlanEr
     let with_data: Vec<&String> =
         masters.iter().filter(|m| inventory.probes.get(*m).is_some_and(|p| p.etcd_data)).collect();
     if inventory.quorum {
-        return match masters.iter().find(|m| !with_data.contains(m) && !volume_of(basis, m, &volumes)) {
+        return match masters
+            .iter()
+            .find(|m| !with_data.contains(m) && !volume_of(basis, m, &volumes) && !unmounted(basis, m))
+        {
             Some(without) => Err(PlanError::Unbuildable {
                 reason: format!("etcd has a majority, but {without} has neither data nor a volume with it"),
                 hint: format!(
@@ -177,6 +203,15 @@ fn short_name(basis: &Basis<'_>, full: &str) -> String {
     masters
         .find(|m| crate::distribution::server_name(basis.cluster, &m.name) == full)
         .map_or_else(|| full.to_owned(), |m| m.name.clone())
+}
+
+/// Its volume is attached to its server and no more than unmounted: the member that the others know has started on it.
+fn unmounted(basis: &Basis<'_>, full: &str) -> bool {
+    let name = short_name(basis, full);
+    let server = basis.inventory.server(full).map(|s| s.id);
+    server.is_some()
+        && basis.inventory.volume(&volume_name(basis.cluster, &name)).is_some_and(|v| v.server == server)
+        && basis.inventory.members.iter().any(|m| m.name == name)
 }
 
 fn volume_of(basis: &Basis<'_>, full: &str, unattached: &[&str]) -> bool {

@@ -327,7 +327,7 @@ impl<'a> Draft<'a> {
         self.add(format!("ready/{full}"), &params, &[&server], title, reason, 300);
     }
 
-    fn binaries(&mut self, id: &str, full: &str, role: Role, choose: impl Fn(&str) -> bool, needs: &[&str]) {
+    pub fn binaries(&mut self, id: &str, full: &str, role: Role, choose: impl Fn(&str) -> bool, needs: &[&str]) {
         let mut binaries = Vec::new();
         let mut needs: Vec<String> = needs.iter().map(|n| (*n).to_owned()).collect();
         for item in needed(self.basis.cluster, role).into_iter().filter(|item| choose(&item.name)) {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::draft::{Basis, volume_name};
-use super::{NAME_LABEL, OWNER_LABEL};
+use super::{NAME_LABEL, OWNER_LABEL, ROLE_LABEL};
 use crate::distribution::server_name;
 use crate::ports::ServerStatus;
 
@@ -93,15 +93,16 @@ impl Comparison<'_> {
         for (name, location, server_type, address, master) in masters.chain(workers) {
             let full = server_name(cluster, name);
             let mend = if master { format!("hk-dr runbook run replace-master --server {name}") } else { BUILD.into() };
+            let anew = if master { mend.clone() } else { "hk-dr build --replace-workers".to_owned() };
             let Some(server) = self.basis.inventory.server(&full) else {
                 self.add(&full, format!("a server in {location}"), "it does not exist", mend);
                 continue;
             };
             if server.location != *location && !cluster.fallback_locations.contains(&server.location) {
-                self.add(&full, format!("in {location}"), format!("in {}", server.location), &mend);
+                self.add(&full, format!("in {location}"), format!("in {}", server.location), &anew);
             }
             if server.server_type != *server_type {
-                self.add(&full, format!("type {server_type}"), format!("type {}", server.server_type), &mend);
+                self.add(&full, format!("type {server_type}"), format!("type {}", server.server_type), &anew);
             }
             if server.status != ServerStatus::Running {
                 self.add(&full, "running", "switched off or changing", "switch it on, then hk-dr build");
@@ -139,7 +140,7 @@ impl Comparison<'_> {
         if !idle.is_empty() {
             self.add(full, "all units run", format!("{} not", idle.join(", ")), BUILD);
         }
-        for (program, version) in &probe.versions {
+        for (program, version) in probe.versions.iter().chain(&probe.stale) {
             let wanted = if program == "etcd" { &cluster.etcd.version } else { &cluster.kubernetes.version };
             if version != wanted {
                 self.add(full, format!("{program} {wanted}"), version, BUILD);
@@ -204,7 +205,10 @@ impl Comparison<'_> {
         let names: Vec<String> = names.map(|n| server_name(cluster, n)).collect();
         for server in inventory.servers.iter().filter(|s| !names.contains(&s.name)) {
             let label = server.labels.get(NAME_LABEL).cloned().unwrap_or_default();
-            let mend = "declare it in cluster.yaml, or drain and delete it";
+            let mend = match server.labels.get(ROLE_LABEL).map(String::as_str) {
+                Some("worker") => "declare it in cluster.yaml, or hk-dr build --remove-workers",
+                _ => "declare it in cluster.yaml, or delete it",
+            };
             self.add(&server.name, "nothing", format!("a server with this cluster's label, named {label}"), mend);
         }
         let volumes: Vec<String> = cluster.masters.iter().map(|m| volume_name(cluster, &m.name)).collect();

@@ -12,18 +12,23 @@ mod placement;
 mod rebuild;
 mod replace;
 mod reversal;
+mod roll;
 mod runbook;
+mod skew;
 mod types;
+mod workers;
 
-pub use build::plan_build;
+pub use build::{plan_build, plan_build_with};
 pub use destroy::{DestroyChoice, plan_destroy};
 pub use draft::{Basis, LINEAGE_LABEL, NAME_LABEL, OWNER_LABEL, ROLE_LABEL};
 pub use drift::{Drift, drift};
 pub use inventory::Inventory;
 pub use rebuild::{RebuildChoice, plan_rebuild};
 pub use reversal::{Reversal, point_of_no_return, reversal};
+pub use roll::plan_certificates;
 pub use runbook::{RunbookChoice, plan_runbook};
 pub use types::*;
+pub use workers::{DRAIN_SECONDS, WorkersChoice};
 
 /// Why there is no plan. Nothing was touched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

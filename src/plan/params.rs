@@ -115,6 +115,28 @@ params! {
     "member.remove" v 1 => MemberRemove { id: u64, name: String, through: BTreeMap<String, String> }
     /// Adds a member to etcd's membership, through the others.
     "member.add" v 1 => MemberAdd { name: String, peer_url: String, through: BTreeMap<String, String> }
+    /// Stops controller manager and scheduler.
+    "controllers.stop" v 1 => ControllersStop { server: String }
+    /// Stops a worker's kubelet and proxy; its pods go on.
+    "worker.stop" v 1 => WorkerStop { server: String }
+    /// Waits until a machine runs what it should: every unit, these versions, certificates that hold long enough.
+    "machine.healthy" v 1 => MachineHealthy {
+        server: String,
+        master: bool,
+        /// By program, without `v`.
+        versions: BTreeMap<String, String>,
+        /// No certificate may end before this, neither in a file nor as a service shows it.
+        certificates_until: Option<jiff::Timestamp>,
+        within_seconds: u32,
+        /// What to do where it does not become healthy.
+        hint: String,
+    }
+    /// Keeps new pods from a Node and evicts its pods, as far as their PodDisruptionBudgets allow.
+    "node.drain" v 1 => NodeDrain { node: String, master_server: String, within_seconds: u32 }
+    /// Lets pods be scheduled on a Node again.
+    "node.uncordon" v 1 => NodeUncordon { node: String, master_server: String }
+    /// Deletes a Node object whose server is gone.
+    "node.delete" v 1 => NodeDelete { node: String, master_server: String }
     /// Waits until the node is registered and ready, and sets its labels.
     "node.ready" v 1 => NodeReady { node: String, master_server: String, labels: BTreeMap<String, String> }
 }

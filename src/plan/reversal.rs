@@ -15,6 +15,12 @@ pub enum Reversal {
 pub fn reversal(kind: &str) -> Reversal {
     match kind {
         "control_plane.stop" => Reversal::By("start the API server, controller manager and scheduler"),
+        "controllers.stop" => Reversal::By("start controller manager and scheduler"),
+        "worker.stop" => Reversal::By("start kubelet and proxy"),
+        "node.drain" => Reversal::By("let pods be scheduled there again: kubectl uncordon"),
+        "binaries.install" => {
+            Reversal::By("the version before is kept on the machine; declare it in Git, then hk-dr build")
+        }
         "etcd.stop" => Reversal::By("mount the volume and start etcd: its data stays where it is"),
         "server.power_off" => Reversal::By("switch the server on"),
         "volume.detach" => Reversal::By("attach the volume to the same server"),

@@ -12,6 +12,8 @@ pub enum Purpose {
     Rebuild,
     /// Run a runbook.
     Runbook,
+    /// Renew certificates.
+    Certificates,
     /// Delete what is the cluster's.
     Destroy,
 }

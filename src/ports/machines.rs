@@ -32,8 +32,21 @@ pub struct NodeProbe {
     pub etcd_data: bool,
     /// Installed versions by program.
     pub versions: BTreeMap<String, String>,
+    /// Versions that run, by program, where another file has taken the place of the one that runs.
+    #[serde(default)]
+    pub stale: BTreeMap<String, String>,
     /// When the first of its certificates ends.
     pub certificates_until: Option<jiff::Timestamp>,
+}
+
+/// A certificate on a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateFound {
+    /// A file, or `port N` for what a service shows to whoever connects.
+    pub place: String,
+    pub until: jiff::Timestamp,
+    /// Whom it names, as RFC 2253 writes it.
+    pub subject: String,
 }
 
 /// How etcd's data directory is made from a snapshot. The same for all members but for name and address.
@@ -59,6 +72,8 @@ pub trait Machines: Send + Sync {
     async fn wait_ready(&self, host: &Host, deadline: Duration) -> PortResult<()>;
     /// What the machine runs; `master` tells which units to look at.
     async fn probe(&self, host: &Host, master: bool) -> PortResult<NodeProbe>;
+    /// Every certificate the machine has, in files and as its services show them.
+    async fn certificates(&self, host: &Host, master: bool) -> PortResult<Vec<CertificateFound>>;
     /// Installs binaries from the URLs given beside them; each is checked against its SHA-256 before it gets its name.
     async fn install(&self, host: &Host, binaries: &[(Binary, SecretString)]) -> PortResult<()>;
     /// Writes the configuration and reloads systemd.

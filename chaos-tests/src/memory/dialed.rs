@@ -124,19 +124,40 @@ impl Kube for MemoryKube {
         if collection.plural != "nodes" {
             return Ok(self.world.lock().objects.get(name).cloned());
         }
-        Ok(self.world.lock().nodes.contains(name).then(|| node(name)))
+        let state = self.world.lock();
+        Ok(state.nodes.contains(name).then(|| node(name, state.cordoned.contains(name))))
     }
     async fn list(&self, collection: &Collection) -> PortResult<Vec<Value>> {
         moment().await;
-        let nodes = self.world.lock().nodes.clone();
-        Ok(if collection.plural == "nodes" { nodes.iter().map(|n| node(n)).collect() } else { Vec::new() })
+        let state = self.world.lock();
+        Ok(match collection.plural.as_str() {
+            "nodes" => state.nodes.iter().map(|n| node(n, state.cordoned.contains(n))).collect(),
+            "pods" => state.pods.iter().map(|(name, (node, _))| pod(name, node)).collect(),
+            _ => Vec::new(),
+        })
     }
     async fn delete(&self, collection: &Collection, name: &str, _: Option<u32>) -> PortResult<bool> {
         self.up().await?;
         let mut state = self.world.lock();
-        Ok(if collection.plural == "nodes" { state.nodes.remove(name) } else { state.objects.remove(name).is_some() })
+        Ok(if collection.plural == "nodes" {
+            state.cordoned.remove(name);
+            state.nodes.remove(name)
+        } else {
+            state.objects.remove(name).is_some()
+        })
     }
-    async fn patch(&self, _: &Collection, _: &str, patch: &Value) -> PortResult<Value> {
+    async fn patch(&self, collection: &Collection, name: &str, patch: &Value) -> PortResult<Value> {
+        self.up().await?;
+        if collection.plural == "nodes"
+            && let Some(unschedulable) = patch["spec"].get("unschedulable")
+        {
+            let mut state = self.world.lock();
+            if *unschedulable == true {
+                state.cordoned.insert(name.to_owned());
+            } else {
+                state.cordoned.remove(name);
+            }
+        }
         Ok(patch.clone())
     }
     async fn apply(&self, _: &Collection, object: &Value) -> PortResult<Value> {
@@ -146,11 +167,37 @@ impl Kube for MemoryKube {
         moment().await;
         Ok(object.clone())
     }
-    async fn create(&self, _: &Collection, _: &Value) -> PortResult<Value> {
-        Err(unused("create"))
+    async fn create(&self, collection: &Collection, object: &Value) -> PortResult<Value> {
+        self.up().await?;
+        if !collection.plural.ends_with("/eviction") {
+            return Err(unused("create"));
+        }
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let evicted = {
+            let mut state = self.world.lock();
+            if state.pods.get(name).is_some_and(|(_, held)| *held) {
+                let message = "429 Cannot evict pod as it would violate the pod's disruption budget.";
+                return Err(PortError::new(ErrorCode::RateLimited, message));
+            }
+            state.pods.remove(name)
+        };
+        moment().await;
+        evicted.map(|_| object.clone()).ok_or_else(|| PortError::new(ErrorCode::NotFound, "404 pod not found"))
     }
 }
 
-fn node(name: &str) -> Value {
-    json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+fn node(name: &str, cordoned: bool) -> Value {
+    json!({
+        "metadata": {"name": name},
+        "spec": {"unschedulable": cordoned},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+    })
+}
+
+fn pod(name: &str, node: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"nodeName": node},
+        "status": {"phase": "Running"},
+    })
 }

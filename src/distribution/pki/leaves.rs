@@ -40,22 +40,28 @@ impl ClusterSecrets {
         master: &MasterConfig,
         now: Timestamp,
     ) -> Result<MasterLeaves, PkiError> {
+        let days = i64::from(cluster.certificates.valid_days);
         let full_name = server_name(cluster, &master.name);
         let member_names = vec!["localhost".to_owned(), full_name.clone(), master.name.clone()];
         let member_addresses = vec![Ipv4Addr::LOCALHOST, master.address];
         let etcd = |common_name: &str| {
-            self.etcd_ca.issue(&Subject::both(common_name, member_names.clone(), member_addresses.clone()), now)
+            let subject = Subject::both(common_name, member_names.clone(), member_addresses.clone());
+            self.etcd_ca.issue_for(&subject, now, days)
         };
         let kubernetes = |common_name: &str, organisation: Option<&str>| {
-            self.kubernetes_ca.issue(&Subject::client(common_name, organisation), now)
+            self.kubernetes_ca.issue_for(&Subject::client(common_name, organisation), now, days)
         };
         Ok(MasterLeaves {
             etcd_server: etcd(&full_name)?,
             etcd_peer: etcd(&full_name)?,
-            apiserver: self.kubernetes_ca.issue(&apiserver_subject(cluster, &full_name), now)?,
-            apiserver_etcd_client: self.etcd_ca.issue(&Subject::client("kube-apiserver", None), now)?,
+            apiserver: self.kubernetes_ca.issue_for(&apiserver_subject(cluster, &full_name), now, days)?,
+            apiserver_etcd_client: self.etcd_ca.issue_for(&Subject::client("kube-apiserver", None), now, days)?,
             apiserver_kubelet_client: kubernetes("kube-apiserver", Some("system:masters"))?,
-            front_proxy_client: self.front_proxy_ca.issue(&Subject::client("front-proxy-client", None), now)?,
+            front_proxy_client: self.front_proxy_ca.issue_for(
+                &Subject::client("front-proxy-client", None),
+                now,
+                days,
+            )?,
             controller_manager: kubernetes("system:kube-controller-manager", None)?,
             scheduler: kubernetes("system:kube-scheduler", None)?,
         })
@@ -68,6 +74,7 @@ impl ClusterSecrets {
         worker: &WorkerConfig,
         now: Timestamp,
     ) -> Result<WorkerLeaves, PkiError> {
+        let days = i64::from(cluster.certificates.valid_days);
         let node = server_name(cluster, &worker.name);
         let user = format!("system:node:{node}");
         let serving = Subject {
@@ -79,9 +86,9 @@ impl ClusterSecrets {
             client: false,
         };
         Ok(WorkerLeaves {
-            kubelet_client: self.kubernetes_ca.issue(&Subject::client(&user, Some("system:nodes")), now)?,
-            kubelet_serving: self.kubernetes_ca.issue(&serving, now)?,
-            kube_proxy: self.kubernetes_ca.issue(&Subject::client("system:kube-proxy", None), now)?,
+            kubelet_client: self.kubernetes_ca.issue_for(&Subject::client(&user, Some("system:nodes")), now, days)?,
+            kubelet_serving: self.kubernetes_ca.issue_for(&serving, now, days)?,
+            kube_proxy: self.kubernetes_ca.issue_for(&Subject::client("system:kube-proxy", None), now, days)?,
         })
     }
 }

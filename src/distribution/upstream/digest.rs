@@ -47,7 +47,8 @@ pub fn config_digest(cluster: &Cluster, secrets: &ClusterSecrets, role: Role, na
         name,
         role,
         kubernetes: &cluster.kubernetes,
-        etcd: &cluster.etcd,
+        // Nothing of etcd is on a worker.
+        etcd: (role == Role::Master).then_some(&cluster.etcd),
         subnet: &cluster.network.subnet,
         masters: cluster.masters.iter().map(|m| (m.name.as_str(), m.address)).collect(),
         worker: cluster.workers.iter().find(|w| role == Role::Worker && w.name == name).map(|w| (w.address, &w.labels)),
@@ -67,7 +68,7 @@ struct Inputs<'a> {
     name: &'a str,
     role: Role,
     kubernetes: &'a crate::config::Kubernetes,
-    etcd: &'a crate::config::EtcdConfig,
+    etcd: Option<&'a crate::config::EtcdConfig>,
     subnet: &'a str,
     masters: Vec<(&'a str, Ipv4Addr)>,
     worker: Option<(Ipv4Addr, &'a BTreeMap<String, String>)>,

@@ -7,6 +7,7 @@ use zeroize::Zeroizing;
 
 use super::worker::IMAGES_DIR;
 use super::{NODE_FILE, NodeRecord, Role};
+use crate::distribution::ETCD_PEER_PORT;
 
 /// Where etcd's volume is mounted.
 pub const ETCD_MOUNT: &str = "/var/lib/etcd";
@@ -22,7 +23,7 @@ const STOP_GRACE_TENTHS: u32 = 8;
 
 /// The whole script is read before any of it runs, and nothing in it can swallow the rest of standard input. A lost
 /// connection does not stop it in the middle.
-fn script(body: &str) -> String {
+pub(super) fn script(body: &str) -> String {
     format!("main() {{\nset -eu\ntrap '' HUP\n{body}\n}}\nmain </dev/null\n")
 }
 
@@ -38,7 +39,11 @@ pub struct Install {
     pub url: SecretString,
 }
 
-/// Fetches files at the same time, checks each digest before the file gets its name, and leaves alone what is right.
+/// Where the file that another one took the place of is kept, by name and digest.
+pub const KEPT_DIR: &str = "/usr/local/lib/hk-dr/kept";
+
+/// Fetches files at the same time, checks each digest before the file gets its name, and leaves alone what is right. What
+/// is replaced is kept: going back to it needs nothing but this machine.
 pub fn install_script(items: &[Install]) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::from(
         // A build hashes 800 MB on its servers: openssl uses the processor's instructions for it, coreutils takes six times
@@ -46,12 +51,15 @@ pub fn install_script(items: &[Install]) -> Zeroizing<String> {
         "if command -v openssl >/dev/null; then digest() { openssl dgst -sha256 -r | cut -c1-64; }\n\
          else digest() { sha256sum | cut -c1-64; }; fi\n\
          fetch() { # path mode sha256; curl's configuration with the URL on standard input, so that no process list shows it\n\
-         [ -f \"$1\" ] && [ \"$(digest < \"$1\")\" = \"$3\" ] && { chmod \"$2\" \"$1\"; return 0; }\n\
-         mkdir -p \"${1%/*}\"\n\
+         had=; [ ! -f \"$1\" ] || had=$(digest < \"$1\")\n\
+         [ \"$had\" = \"$3\" ] && { chmod \"$2\" \"$1\"; return 0; }\n\
+         mkdir -p \"${1%/*}\"; kept=/usr/local/lib/hk-dr/kept/${1##*/}\n\
+         if [ -f \"$kept/$3\" ]; then cp \"$kept/$3\" \"$1.part\"; else\n\
          curl -fsS --retry 8 --retry-delay 1 --retry-all-errors --connect-timeout 5 --max-time 600 -o \"$1.part\" -K - || {\n\
-         echo \"could not fetch $1\" >&2; rm -f \"$1.part\"; return 21; }\n\
+         echo \"could not fetch $1\" >&2; rm -f \"$1.part\"; return 21; }; fi\n\
          got=$(digest < \"$1.part\")\n\
-         [ \"$got\" = \"$3\" ] || { echo \"$1: the digest is $got, not $3; it was not installed\" >&2; rm -f \"$1.part\"; return 21; }\n\
+         [ \"$got\" = \"$3\" ] || { echo \"$1: the digest is $got, not $3; it was not installed\" >&2; rm -f \"$1.part\" \"$kept/$3\"; return 21; }\n\
+         if [ -n \"$had\" ]; then rm -rf \"$kept\"; mkdir -p \"$kept\"; ln \"$1\" \"$kept/$had\"; fi\n\
          chmod \"$2\" \"$1.part\"; mv -f \"$1.part\" \"$1\"; }\n\
          main() {\nset -u\ntrap '' HUP\npids=\n",
     ));
@@ -248,7 +256,8 @@ pub fn probe_script(role: Role) -> String {
         Role::Worker => ("hk-dr-node containerd kubelet kube-proxy", "kubelet kube-proxy"),
     };
     script(&format!(
-        "printf '{{\"boot_id\":\"%s\",\"node\":' \"$(cat /proc/sys/kernel/random/boot_id)\"\n\
+        "version() {{ \"$1\" --version 2>/dev/null | head -n 1 | sed 's/.*[ v]\\([0-9][0-9.]*\\).*/\\1/'; }}\n\
+         printf '{{\"boot_id\":\"%s\",\"node\":' \"$(cat /proc/sys/kernel/random/boot_id)\"\n\
          if [ -s {NODE_FILE} ]; then cat {NODE_FILE}; else printf null; fi\n\
          printf ',\"restored\":'\n\
          # It is written before the data gets its name: alone it says nothing.\n\
@@ -261,9 +270,41 @@ pub fn probe_script(role: Role) -> String {
          for unit in {units}; do\nprintf '%s\"%s\":\"%s\"' \"$comma\" $unit \"$(systemctl show -p ActiveState --value $unit)\"; comma=,\ndone\n\
          printf '}},\"versions\":{{'\ncomma=\n\
          for program in {programs}; do\n[ -x /usr/local/bin/$program ] || continue\n\
-         version=$(/usr/local/bin/$program --version 2>/dev/null | head -n 1 | sed 's/.*[ v]\\([0-9][0-9.]*\\).*/\\1/')\n\
-         printf '%s\"%s\":\"%s\"' \"$comma\" $program \"$version\"; comma=,\ndone\n\
+         printf '%s\"%s\":\"%s\"' \"$comma\" $program \"$(version /usr/local/bin/$program)\"; comma=,\ndone\n\
+         # What runs from a file that another one took the place of since.\n\
+         printf '}},\"stale\":{{'\ncomma=\n\
+         for program in {programs}; do\n\
+         pid=$(systemctl show -p MainPID --value $program 2>/dev/null || true)\n\
+         [ \"${{pid:-0}}\" != 0 ] && [ -e /proc/$pid/exe ] || continue\n\
+         [ /proc/$pid/exe -ef /usr/local/bin/$program ] && continue\n\
+         printf '%s\"%s\":\"%s\"' \"$comma\" $program \"$(version /proc/$pid/exe)\"; comma=,\ndone\n\
          printf '}}}}\\n'"
+    ))
+}
+
+/// Prints a line for each certificate of a machine, in files, in kubeconfigs and as its services show them: where, until
+/// when, whose; separated by tabs. Changes nothing.
+pub fn certificates_script(role: Role) -> String {
+    let (configs, ports) = match role {
+        Role::Master => ("controller-manager scheduler", "2379 2380 6443"),
+        Role::Worker => ("kubelet kube-proxy", "10250"),
+    };
+    script(&format!(
+        "end() {{ openssl x509 -noout -subject -nameopt RFC2253 -enddate -dateopt iso_8601 2>/dev/null; }}\n\
+         show() {{ # where; its end and its subject, from what `end` printed\n\
+         until=$(printf '%s\\n' \"$2\" | sed -n 's/^notAfter=//p'); [ -n \"$until\" ] || return 0\n\
+         printf '%s\\t%s\\t%s\\n' \"$1\" \"$until\" \"$(printf '%s\\n' \"$2\" | sed -n 's/^subject=//p')\"; }}\n\
+         command -v openssl >/dev/null || {{ echo 'openssl is missing here' >&2; exit {NOT_READY}; }}\n\
+         for crt in /etc/etcd/pki/*.crt /etc/kubernetes/pki/*.crt; do\n\
+         [ ! -f \"$crt\" ] || show \"$crt\" \"$(end < \"$crt\" || true)\"\ndone\n\
+         for name in {configs}; do\nconfig=/etc/kubernetes/$name.conf\n[ -f $config ] || continue\n\
+         show $config \"$(sed -n 's/.*client-certificate-data: //p' $config | base64 -d | end || true)\"\ndone\n\
+         # What is shown to whoever connects: a service may hold another certificate than the one in its file.\n\
+         # etcd's peers have no way in by loopback.\n\
+         for port in {ports}; do\n\
+         host=127.0.0.1\n\
+         [ $port != {ETCD_PEER_PORT} ] || host=$(sed -n 's/.*--listen-peer-urls=https:..\\([0-9.]*\\):.*/\\1/p' /etc/systemd/system/etcd.service)\n\
+         show \"port $port\" \"$(timeout 3 openssl s_client -connect $host:$port </dev/null 2>/dev/null | end || true)\"\ndone"
     ))
 }
 
@@ -284,6 +325,9 @@ pub struct Probe {
     pub units: std::collections::BTreeMap<String, String>,
     /// Version without `v` by program; absent if it is not installed.
     pub versions: std::collections::BTreeMap<String, String>,
+    /// Version that runs, by program, where it runs from another file than the one installed now.
+    #[serde(default)]
+    pub stale: std::collections::BTreeMap<String, String>,
 }
 
 impl Probe {

@@ -128,6 +128,8 @@ fn scripts_are_valid_shell() {
         start_worker_script(),
         probe_script(Role::Master),
         probe_script(Role::Worker),
+        certificates_script(Role::Master),
+        certificates_script(Role::Worker),
         install_script(&[]).to_string(),
     ] {
         let output = std::process::Command::new("sh").args(["-n", "-c", &text]).output().unwrap();
@@ -140,4 +142,43 @@ fn the_probe_of_an_untouched_machine_is_readable() {
     let output = std::process::Command::new("sh").args(["-c", &probe_script(Role::Worker)]).output().unwrap();
     let probe: Probe = serde_json::from_slice(&output.stdout).unwrap();
     assert!(!probe.active("kubelet"));
+}
+
+/// On this machine, in a folder: what is replaced stays, and going back to it asks no server.
+#[test]
+fn what_is_replaced_is_kept_and_comes_back_without_a_server() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bin/etcd");
+    let digest = |text: &str| crate::distribution::pki::hex(&<sha2::Sha256 as sha2::Digest>::digest(text));
+    let install = |text: &str, url: &str| {
+        let item = Install {
+            path: path.display().to_string(),
+            mode: 0o755,
+            sha256: digest(text),
+            url: secrecy::SecretString::from(url.to_owned()),
+        };
+        let script = install_script(&[item]).replace(KEPT_DIR, &dir.path().join("kept").display().to_string());
+        let script = script.replace("--retry 8", "--retry 0");
+        std::process::Command::new("sh").args(["-c", &script]).output().unwrap()
+    };
+    let source = |text: &str| {
+        let file = dir.path().join(format!("source-{text}"));
+        std::fs::write(&file, text).unwrap();
+        format!("file://{}", file.display())
+    };
+    for text in ["old", "new"] {
+        let output = install(text, &source(text));
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    }
+    // Damaged on the machine: it is not taken, whatever it is called.
+    let kept = dir.path().join("kept/etcd").join(digest("old"));
+    assert!(install("old", "file:///nowhere").status.success());
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o755);
+    assert!(!kept.exists(), "one version before is kept, not all");
+    std::fs::write(dir.path().join("kept/etcd").join(digest("new")), "bad").unwrap();
+    assert_eq!(install("new", "file:///nowhere").status.code(), Some(NOT_READY));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
 }
