@@ -29,5 +29,6 @@ pub mod ports;
 pub mod runs;
 pub mod s3;
 pub mod secrets;
+pub mod sign;
 pub mod ssh;
 pub mod steps;

@@ -11,6 +11,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::backup::{Identities, Recipients};
 use crate::ports::{ErrorCode, PortError, PortResult};
+use crate::sign::SigningKey;
 
 /// The file's name in the Git directory.
 pub const SECRETS_FILE: &str = "secrets.yaml.age";
@@ -38,6 +39,7 @@ pub struct Overrides {
 pub struct Secrets {
     values: Overrides,
     ssh_private_key: Option<SecretString>,
+    signing_key: Option<SecretString>,
     /// Why the file could not add anything.
     absent: Option<PortError>,
     /// What a person should know and nothing depends on.
@@ -66,13 +68,19 @@ struct Plain {
     s3_endpoint: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ssh_private_key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    signing_key: Option<String>,
 }
 
 impl Drop for Plain {
     fn drop(&mut self) {
-        for value in
-            [&mut self.hcloud_token, &mut self.s3_access_key, &mut self.s3_secret_key, &mut self.ssh_private_key]
-        {
+        for value in [
+            &mut self.hcloud_token,
+            &mut self.s3_access_key,
+            &mut self.s3_secret_key,
+            &mut self.ssh_private_key,
+            &mut self.signing_key,
+        ] {
             value.zeroize();
         }
     }
@@ -86,7 +94,8 @@ impl Secrets {
     /// or the identity file has not the right form. A missing file or identity is no error yet: see [`Self::cloud_token`].
     pub fn load(dir: &Path, identity: Option<&Path>, overrides: Overrides) -> PortResult<Self> {
         let path = dir.join(SECRETS_FILE);
-        let mut secrets = Self { values: overrides, ssh_private_key: None, absent: None, warnings: Vec::new() };
+        let mut secrets =
+            Self { values: overrides, ssh_private_key: None, signing_key: None, absent: None, warnings: Vec::new() };
         let sealed = match read(&path) {
             Ok(sealed) => sealed,
             Err(error) if error.code == ErrorCode::NotFound => {
@@ -119,6 +128,15 @@ impl Secrets {
         values.s3_secret_key = values.s3_secret_key.take().or_else(|| secret(&plain.s3_secret_key));
         values.s3_endpoint = values.s3_endpoint.take().or_else(|| plain.s3_endpoint.clone());
         self.ssh_private_key = secret(&plain.ssh_private_key);
+        self.signing_key = secret(&plain.signing_key);
+    }
+
+    /// The key that signs backups and evidence, if there is one and the file could be opened.
+    ///
+    /// # Errors
+    /// It is there and has not the right form.
+    pub fn signing_key(&self) -> PortResult<Option<SigningKey>> {
+        self.signing_key.as_ref().map(SigningKey::parse).transpose()
     }
 
     /// The cloud's API token.
@@ -190,8 +208,6 @@ impl Secrets {
 /// # Errors
 /// Only if encryption itself fails.
 pub fn seal(values: &Overrides, ssh_private_key: &SecretString, recipients: &Recipients) -> PortResult<Vec<u8>> {
-    let failed =
-        |e: &dyn std::fmt::Display| PortError::new(ErrorCode::Local, format!("cannot encrypt the secrets: {e}"));
     let exposed = |secret: &Option<SecretString>| secret.as_ref().map(|s| s.expose_secret().to_owned());
     let plain = Plain {
         hcloud_token: exposed(&values.cloud_token),
@@ -200,8 +216,33 @@ pub fn seal(values: &Overrides, ssh_private_key: &SecretString, recipients: &Rec
         s3_secret_key: exposed(&values.s3_secret_key),
         s3_endpoint: values.s3_endpoint.clone(),
         ssh_private_key: Some(ssh_private_key.expose_secret().to_owned()),
+        signing_key: None,
     };
-    let text = Zeroizing::new(serde_saphyr::to_string(&plain).map_err(|e| failed(&e))?);
+    seal_plain(&plain, recipients)
+}
+
+/// Puts a signing key into `secrets.yaml.age` in `dir`, in place of the one it has, and encrypts it anew to `recipients`.
+/// What the environment says is left out of it.
+///
+/// # Errors
+/// As [`Secrets::load`]; the file is then as it was.
+pub fn keep_signing_key(
+    dir: &Path,
+    identities: &Identities,
+    recipients: &Recipients,
+    key: &SigningKey,
+) -> PortResult<()> {
+    let path = dir.join(SECRETS_FILE);
+    let mut plain = open(&read(&path)?, &path, identities)?;
+    plain.signing_key.zeroize();
+    plain.signing_key = Some(key.to_text()?.expose_secret().to_owned());
+    write_file(&path, 0o644, &seal_plain(&plain, recipients)?, true)
+}
+
+fn seal_plain(plain: &Plain, recipients: &Recipients) -> PortResult<Vec<u8>> {
+    let failed =
+        |e: &dyn std::fmt::Display| PortError::new(ErrorCode::Local, format!("cannot encrypt the secrets: {e}"));
+    let text = Zeroizing::new(serde_saphyr::to_string(plain).map_err(|e| failed(&e))?);
     let armor =
         age::armor::ArmoredWriter::wrap_output(Vec::new(), age::armor::Format::AsciiArmor).map_err(|e| failed(&e))?;
     let mut writer = recipients.encryptor()?.wrap_output(armor).map_err(|e| failed(&e))?;
@@ -225,7 +266,7 @@ fn open(sealed: &[u8], path: &Path, identities: &Identities) -> PortResult<Plain
     serde_saphyr::from_str(&text).map_err(|e| {
         let line = e.location().map_or(String::new(), |at| format!(" (line {})", at.line()));
         PortError::new(ErrorCode::Invalid, format!("the content of {} has not the right form{line}", path.display()))
-            .hint("its fields: hcloudToken, hcloudEndpoint, s3AccessKey, s3SecretKey, s3Endpoint, sshPrivateKey")
+            .hint("its fields: hcloudToken, hcloudEndpoint, s3AccessKey, s3SecretKey, s3Endpoint, sshPrivateKey, signingKey")
     })
 }
 
@@ -339,6 +380,18 @@ mod tests {
             assert_eq!(secrets.ssh_private_key().unwrap().expose_secret(), "key\nof lines\n");
             assert!(secrets.warnings.is_empty());
         }
+    }
+
+    #[test]
+    fn a_signing_key_is_kept_beside_the_rest_and_either_identity_still_opens_it() {
+        let team = team();
+        assert!(load(&team, Some("one"), Overrides::default()).unwrap().signing_key().unwrap().is_none());
+        let (recipients, key) = (Recipients::parse(&team.recipients).unwrap(), SigningKey::generate().unwrap());
+        let identities = Identities::load(&team.dir.path().join("one")).unwrap();
+        keep_signing_key(team.dir.path(), &identities, &recipients, &key).unwrap();
+        let secrets = load(&team, Some("two"), Overrides::default()).unwrap();
+        assert_eq!(secrets.signing_key().unwrap().unwrap().public(), key.public());
+        assert_eq!(secrets.cloud_token().unwrap().expose_secret(), "token");
     }
 
     #[test]

@@ -7,7 +7,9 @@ use serde::Serialize;
 
 use super::manifest::{Manifest, Sealed, Verification};
 use super::{Identities, layout, recovery, unpack, unseal};
-use crate::ports::{Backups, ByteStream, ErrorCode, ObjectStore, PortError, PortResult, RecoverySet, SnapshotInfo};
+use crate::ports::{
+    Backups, ByteStream, ErrorCode, ObjectStore, PortError, PortResult, RecoverySet, SnapshotInfo, Vouched,
+};
 
 /// Manifests read at the same time.
 const READS: usize = 8;
@@ -49,6 +51,8 @@ pub struct Entry {
     pub manifest: Manifest,
     pub proof: Proof,
     pub verification: Option<Verification>,
+    /// Who vouches for the manifest.
+    pub signature: Vouched,
 }
 
 /// The snapshots of a cluster in a bucket.
@@ -83,7 +87,12 @@ impl<'a> Catalog<'a> {
         for result in results {
             match result {
                 Ok(entry) => entries.push(entry),
-                Err(e) if matches!(e.code, ErrorCode::Corrupt | ErrorCode::Invalid | ErrorCode::NotFound) => {
+                Err(e)
+                    if matches!(
+                        e.code,
+                        ErrorCode::Corrupt | ErrorCode::Invalid | ErrorCode::NotFound | ErrorCode::Unsigned
+                    ) =>
+                {
                     unreadable.push(e);
                 }
                 Err(e) => return Err(e),
@@ -100,7 +109,13 @@ impl<'a> Catalog<'a> {
                 found => return found,
             }
         }
-        let (entries, _) = self.list().await?;
+        let (entries, unreadable) = self.list().await?;
+        // Nothing but what is not believed: that is what must be said, not that there is nothing.
+        if entries.is_empty()
+            && let Some(refused) = unreadable.into_iter().find(|e| e.code == ErrorCode::Unsigned)
+        {
+            return Err(refused);
+        }
         let matching: Vec<&Entry> = match wanted {
             "latest" => entries.iter().take(1).collect(),
             prefix => entries.iter().filter(|entry| entry.manifest.id.starts_with(prefix)).collect(),
@@ -126,20 +141,23 @@ impl<'a> Catalog<'a> {
 
     async fn read(&self, id: &str, verified: bool) -> PortResult<Entry> {
         let key = layout::beside(self.cluster, id, layout::MANIFEST);
-        let manifest = Manifest::parse(&key, &self.store.get(&key, Manifest::BYTES_MAX).await?)?;
+        let (bytes, signature) = self.store.get_vouched(&key, Manifest::BYTES_MAX).await?;
+        let manifest = Manifest::parse(&key, &bytes)?;
         if manifest.id != id || manifest.cluster != self.cluster {
             let message = format!("{key} describes snapshot {} of cluster {}", manifest.id, manifest.cluster);
             return Err(PortError::new(ErrorCode::Corrupt, message).hint("it was copied or changed: do not use it"));
         }
         let verification = if verified { self.verification(id).await? } else { None };
-        Ok(Entry { proof: Proof::of(verification.as_ref()), verification, manifest })
+        Ok(Entry { proof: Proof::of(verification.as_ref()), verification, manifest, signature })
     }
 
     /// A verification that can't be read counts as none: the snapshot is then unproven, which is the safe side.
     async fn verification(&self, id: &str) -> PortResult<Option<Verification>> {
         match self.store.get(&layout::beside(self.cluster, id, layout::VERIFY), Manifest::BYTES_MAX).await {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
-            Err(e) if matches!(e.code, ErrorCode::NotFound | ErrorCode::LimitExceeded) => Ok(None),
+            Err(e) if matches!(e.code, ErrorCode::NotFound | ErrorCode::LimitExceeded | ErrorCode::Unsigned) => {
+                Ok(None)
+            }
             Err(e) => Err(e),
         }
     }

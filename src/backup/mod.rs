@@ -20,6 +20,7 @@ pub mod objects;
 mod recall;
 mod recovery;
 mod seal;
+mod signed;
 mod take;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ pub use now::Source;
 pub use recall::{Archive, Opened, Recalled};
 pub use recovery::{pack, require, unpack};
 pub use seal::Compression;
+pub use signed::{Adopted, SignedStore, adopt, is_signed_kind};
 pub use take::{Progress, TakeRequest, Taken, take};
 pub use vault::BucketVault;
 pub use verify::verify;

@@ -62,7 +62,7 @@ async fn record(store: &dyn ObjectStore, manifest: &Manifest, verification: &Ver
                 return Ok(());
             }
         }
-        Err(e) if e.code == ErrorCode::NotFound => {}
+        Err(e) if matches!(e.code, ErrorCode::NotFound | ErrorCode::Unsigned) => {}
         Err(e) => return Err(e),
     }
     let text = serde_json::to_vec_pretty(verification)

@@ -9,12 +9,14 @@ use tokio::sync::OnceCell;
 
 use super::{CliError, Context, ExitKind};
 use crate::artifacts::{Cache, Silent, Sources};
-use crate::backup::{Archive, BucketBackups, BucketVault, Identities, Recipients, Source};
+use crate::backup::{Archive, BucketBackups, BucketVault, Identities, Recipients, SignedStore, Source};
 use crate::config::Cluster;
 use crate::hetzner::HetznerCloud;
 use crate::machines::ShellMachines;
-use crate::ports::{Artifacts, PortResult, SystemClock, Vault};
+use crate::ports::{Artifacts, ObjectStore, PortResult, SystemClock, Vault};
 use crate::s3::{S3Config, S3Store};
+use crate::secrets::Secrets;
+use crate::sign::{SigningKey, Trust};
 use crate::ssh::{SshDialer, SshShell};
 use crate::steps::World;
 
@@ -37,7 +39,12 @@ pub struct Connected {
     /// OpenSSH form.
     pub ssh_public_key: String,
     pub world: World,
-    pub store: Arc<S3Store>,
+    /// The bucket, behind signatures where cluster.yaml names keys.
+    pub store: Arc<dyn ObjectStore>,
+    /// The bucket as it is, for what is about the bucket itself.
+    pub bucket: Arc<S3Store>,
+    /// Signs evidence and reports; what goes into the bucket is signed on its way.
+    pub signer: Option<Arc<SigningKey>>,
     /// What snapshots are taken of.
     pub source: Source,
 }
@@ -46,7 +53,7 @@ impl Connected {
     /// Where points in time are fetched from. Plain data lies below the state directory meanwhile, unlinked.
     pub fn archive(&self, context: &Context) -> Result<Archive, CliError> {
         Ok(Archive {
-            store: Arc::clone(&self.store) as _,
+            store: Arc::clone(&self.store),
             cluster: self.declared.cluster.name.clone(),
             identities: Identities::load_given(context.global.identity.as_deref())?,
             scratch: context.state_dir().join("scratch"),
@@ -74,18 +81,21 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
     let cluster = declared.cluster.clone();
     let endpoint = secrets.cloud_endpoint().unwrap_or(CLOUD_ENDPOINT);
     let cloud = HetznerCloud::new(endpoint, secrets.cloud_token()?)?;
-    let store = Arc::new(S3Store::connect(&S3Config {
+    let bucket = Arc::new(S3Store::connect(&S3Config {
         endpoint: secrets.s3_endpoint().map(str::to_owned).or_else(|| cluster.backup.endpoint.clone()),
         region: cluster.backup.region.clone(),
         bucket: cluster.backup.bucket.clone(),
         access_key: secrets.s3_access_key()?.expose_secret().to_owned(),
         secret_key: secrets.s3_secret_key()?.clone(),
     })?);
+    let trust = Trust::parse(&cluster.backup.signed_by)?;
+    let signer = signer(&secrets, &trust)?;
+    let store = SignedStore::over(Arc::clone(&bucket) as _, &trust, signer.as_ref(), context.global.accept_unsigned);
     let shell = SshShell::new(secrets.ssh_private_key()?)?;
     let identities = context.global.identity.as_deref().map(Identities::load).transpose()?;
     let clock = Arc::new(SystemClock);
     let vault: Arc<dyn Vault> = Arc::new(BucketVault {
-        store: Arc::clone(&store) as _,
+        store: Arc::clone(&store),
         cluster: cluster.name.clone(),
         recipients: declared.recipients.clone(),
         identities: identities.clone(),
@@ -106,7 +116,7 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
         dialer: Arc::new(SshDialer::new(shell)),
         vault,
         backups: Arc::new(BucketBackups {
-            store: Arc::clone(&store) as _,
+            store: Arc::clone(&store),
             cluster: cluster.name.clone(),
             identities: match identities {
                 Some(identities) => identities,
@@ -115,12 +125,24 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
             source: Some(source.clone()),
         }),
         artifacts: Arc::new(CachedArtifacts { cache: Cache::new(context.cache_dir()) }),
-        store: Arc::clone(&store) as _,
+        store: Arc::clone(&store),
         clock,
         secrets: Arc::new(OnceCell::new()),
         cluster,
     };
-    Ok(Connected { declared, ssh_public_key: ssh_public_key(context)?, world, store, source })
+    Ok(Connected { declared, ssh_public_key: ssh_public_key(context)?, world, store, bucket, signer, source })
+}
+
+/// The key that signs. One that nobody would believe is not used.
+pub(super) fn signer(secrets: &Secrets, trust: &Trust) -> Result<Option<Arc<SigningKey>>, CliError> {
+    let Some(key) = secrets.signing_key()? else { return Ok(None) };
+    if !trust.is_empty() && !trust.names(key.public()) {
+        let message = format!("the signing key in secrets.yaml.age ({}) is none of backup.signedBy", key.public().id());
+        return Err(CliError::new(ExitKind::Usage, message).hint(
+            "nothing was touched; both are changed together: `hk-dr keys signing init`, or take both from one commit",
+        ));
+    }
+    Ok(Some(Arc::new(key)))
 }
 
 fn ssh_public_key(context: &Context) -> Result<String, CliError> {

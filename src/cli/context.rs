@@ -18,6 +18,9 @@ pub struct Global {
     /// Where downloaded and built files are kept. Default: $XDG_CACHE_HOME/hk-dr.
     #[arg(long, global = true, value_name = "DIR", env = "HK_DR_CACHE")]
     pub cache: Option<PathBuf>,
+    /// Use backups that are not signed, or not by a key that cluster.yaml names.
+    #[arg(long, global = true)]
+    pub accept_unsigned: bool,
     /// Machine-readable output on standard output.
     #[arg(long, global = true)]
     pub json: bool,

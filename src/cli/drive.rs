@@ -92,7 +92,7 @@ pub struct Manner {
 pub fn draw_and_execute(context: &Context, wanted: &Wanted, manner: &Manner) -> Result<Option<String>, CliError> {
     let connected = super::connect::connect(context)?;
     context.block_on(async {
-        connected.store.ensure_bucket().await?;
+        connected.bucket.ensure_bucket().await?;
         let plan = draw(&connected, wanted, &Course::default()).await?;
         if plan.steps.is_empty() {
             return Ok(None);

@@ -23,6 +23,8 @@ pub enum ExitKind {
     Capacity = 7,
     /// A run stopped midway; `hk-dr resume` continues it.
     Incomplete = 8,
+    /// Stored data is not signed, or not by a key that cluster.yaml names.
+    Unsigned = 9,
 }
 
 /// An error as a person reads it: what happened, what was left untouched, what to do next.
@@ -72,6 +74,7 @@ impl From<PortError> for CliError {
     fn from(error: PortError) -> Self {
         let kind = match error.code {
             ErrorCode::Unauthorized | ErrorCode::Forbidden | ErrorCode::Untrusted => ExitKind::Credentials,
+            ErrorCode::Unsigned => ExitKind::Unsigned,
             ErrorCode::Corrupt | ErrorCode::NotFound => ExitKind::Data,
             ErrorCode::Unreachable | ErrorCode::Timeout | ErrorCode::ServerError | ErrorCode::RateLimited => {
                 ExitKind::Unreachable

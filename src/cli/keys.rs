@@ -1,3 +1,5 @@
+mod signing;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -46,6 +48,8 @@ enum Command {
     },
     /// Shows the public parts: recipients and SSH key.
     Show,
+    /// The key that signs backups and evidence, so that nobody who only writes to the bucket can forge them.
+    Signing(signing::Args),
 }
 
 /// Runs the command.
@@ -61,6 +65,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
             show(dir, context)
         }
         Command::Show => show(dir, context),
+        Command::Signing(args) => signing::run(args, context),
     }
 }
 

@@ -131,6 +131,10 @@ pub struct BackupConfig {
     /// File beside `cluster.yaml` with one age recipient a line (at least two: one may be lost).
     #[serde(default = "default_recipients")]
     pub recipients_file: String,
+    /// minisign public keys whose signatures count; whoever takes snapshots holds the secret half of one of them. None:
+    /// nothing is signed or checked. `hk-dr keys signing init` makes one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signed_by: Vec<String>,
 }
 
 fn default_valid_days() -> u32 {

@@ -372,5 +372,12 @@ impl Rules<'_> {
             let message = format!("`{file}` is not a file beside cluster.yaml");
             self.wrong("backup.recipientsFile", message, "what a rebuild needs must be in the same Git directory");
         }
+        for (index, key) in self.cluster.backup.signed_by.iter().enumerate() {
+            if crate::sign::PublicKey::parse(key).is_err() {
+                let message = format!("`{key}` is not a minisign public key");
+                let hint = "it has 56 characters and begins with RW; `hk-dr keys signing show` prints yours";
+                self.wrong(&format!("backup.signedBy.{index}"), message, hint);
+            }
+        }
     }
 }

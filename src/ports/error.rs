@@ -32,6 +32,8 @@ pub enum ErrorCode {
     Invalid,
     /// A host key, certificate or signature is not the pinned one.
     Untrusted,
+    /// An object is not signed, or not by a key that is declared.
+    Unsigned,
     /// Local input or output failed (disk full, no permission).
     Local,
 }
@@ -63,6 +65,7 @@ impl ErrorCode {
             | Self::NoCapacity
             | Self::LimitExceeded
             | Self::Untrusted
+            | Self::Unsigned
             | Self::Local => ErrorClass::NeedsOperator,
         }
     }

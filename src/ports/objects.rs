@@ -40,6 +40,29 @@ pub trait Upload: Send {
 /// A body that is read in order.
 pub type ByteStream = std::pin::Pin<Box<dyn futures::Stream<Item = PortResult<Bytes>> + Send>>;
 
+/// Who vouches for an object that was read.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "snake_case", tag = "status")]
+pub enum Vouched {
+    /// Nobody, and nobody was asked to: no key is declared.
+    #[default]
+    Unsigned,
+    /// The key of that number, which is declared.
+    Signed { key: String },
+    /// Nobody, though a key is declared; a person said that it is to be used all the same.
+    Accepted { problem: String },
+}
+
+impl std::fmt::Display for Vouched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unsigned => f.write_str("unsigned"),
+            Self::Signed { key } => write!(f, "signed by {key}"),
+            Self::Accepted { problem } => write!(f, "NOT TRUSTED: {problem}"),
+        }
+    }
+}
+
 /// A bucket. Keys are relative to the bucket.
 #[async_trait]
 pub trait ObjectStore: Send + Sync {
@@ -48,6 +71,10 @@ pub trait ObjectStore: Send + Sync {
     async fn put(&self, key: &str, data: Bytes, condition: PutCondition) -> PortResult<ObjectInfo>;
     /// Reads a whole object of at most `limit_bytes`; larger is `LimitExceeded`.
     async fn get(&self, key: &str, limit_bytes: u64) -> PortResult<Bytes>;
+    /// As [`Self::get`], and who vouches for it.
+    async fn get_vouched(&self, key: &str, limit_bytes: u64) -> PortResult<(Bytes, Vouched)> {
+        Ok((self.get(key, limit_bytes).await?, Vouched::Unsigned))
+    }
     /// Reads an object as a stream, from the given offset.
     async fn stream(&self, key: &str, offset_bytes: u64) -> PortResult<ByteStream>;
     async fn head(&self, key: &str) -> PortResult<ObjectInfo>;

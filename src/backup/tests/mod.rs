@@ -4,5 +4,6 @@ mod faults;
 mod looking;
 mod members;
 pub mod oracle;
+mod signing;
 mod stock_tools;
 pub mod support;

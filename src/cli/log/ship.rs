@@ -53,7 +53,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
         let request = ShipRequest {
             cluster,
             etcd: etcd.as_ref(),
-            store: Arc::clone(&connected.store) as _,
+            store: Arc::clone(&connected.store),
             recipients: &connected.declared.recipients,
             clock: Arc::clone(&connected.world.clock),
             new_base: &Takes(&connected),

@@ -4,6 +4,7 @@ use super::{print_json, size};
 use crate::backup::Catalog;
 use crate::cli::connect::connect;
 use crate::cli::{CliError, Context};
+use crate::ports::Vouched;
 
 pub(super) fn run(context: &Context) -> Result<(), CliError> {
     let connected = connect(context)?;
@@ -16,7 +17,17 @@ pub(super) fn run(context: &Context) -> Result<(), CliError> {
     } else {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(["SNAPSHOT", "TAKEN (UTC)", "REVISION", "KEYS", "DATABASE", "STORED", "FROM", "PROOF"]);
+        table.set_header([
+            "SNAPSHOT",
+            "TAKEN (UTC)",
+            "REVISION",
+            "KEYS",
+            "DATABASE",
+            "STORED",
+            "FROM",
+            "SIGNED",
+            "PROOF",
+        ]);
         for entry in &entries {
             let manifest = &entry.manifest;
             table.add_row([
@@ -27,6 +38,7 @@ pub(super) fn run(context: &Context) -> Result<(), CliError> {
                 size(manifest.etcd.plain_bytes),
                 size(manifest.etcd.stored_bytes + manifest.recovery.stored_bytes),
                 manifest.source_member.clone(),
+                signed(&entry.signature),
                 entry.proof.to_string(),
             ]);
         }
@@ -36,4 +48,12 @@ pub(super) fn run(context: &Context) -> Result<(), CliError> {
         eprintln!("warning: {problem}");
     }
     Ok(())
+}
+
+fn signed(by: &Vouched) -> String {
+    match by {
+        Vouched::Unsigned => "no".to_owned(),
+        Vouched::Signed { key } => key.clone(),
+        Vouched::Accepted { .. } => "NOT TRUSTED".to_owned(),
+    }
 }

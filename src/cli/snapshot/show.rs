@@ -21,6 +21,7 @@ pub(super) fn run(choice: &Choice, context: &Context) -> Result<(), CliError> {
     let mut lines = vec![
         ("snapshot", manifest.id.clone()),
         ("proof", entry.proof.to_string()),
+        ("signature", entry.signature.to_string()),
         ("taken", format!("{} by hk-dr {}", manifest.taken_at, manifest.hk_dr_version)),
         ("from", format!("{} (etcd {})", manifest.source_member, manifest.etcd_version)),
         ("members", hash),
