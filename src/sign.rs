@@ -311,6 +311,7 @@ mod tests {
         let stock = SigningKey::parse(&std::fs::read_to_string(path("key.sec")).unwrap().into()).unwrap();
         let public = std::fs::read_to_string(path("key.pub")).unwrap();
         assert_eq!(public.lines().nth(1), Some(stock.public().to_string().as_str()));
-        assert!(public.contains(&stock.public().id()), "{public}");
+        // minisign shows no leading zeros.
+        assert!(public.contains(stock.public().id().trim_start_matches('0')), "{public}");
     }
 }
