@@ -20,7 +20,8 @@ for u in systemd-udevd.service systemd-udev-trigger.service systemd-udevd-kernel
   systemd-tmpfiles-setup-dev.service systemd-tmpfiles-clean.timer systemd-journal-flush.service \
   systemd-journal-catalog-update.service systemd-update-done.service ldconfig.service proc-sys-fs-binfmt_misc.automount \
   sys-fs-fuse-connections.mount sys-kernel-config.mount systemd-ask-password-console.path \
-  systemd-ask-password-wall.path; do
+  systemd-ask-password-wall.path cloud-init-local.service cloud-init.service cloud-config.service cloud-final.service \
+  cloud-init-hotplugd.service cloud-init-hotplugd.socket; do
   ln -sf /dev/null "$g/etc/systemd/system/$u"
 done
 wants=$g/etc/systemd/system/multi-user.target.wants
@@ -32,8 +33,12 @@ ln -sf /lib/systemd/system/multi-user.target "$g/etc/systemd/system/default.targ
 sed -i '/pam_systemd/s/^/#/' "$g/etc/pam.d/common-session"
 mkdir -p "$g/etc/systemd/journald.conf.d"
 printf '[Journal]\nStorage=volatile\nRuntimeMaxUse=8M\n' >"$g/etc/systemd/journald.conf.d/lab.conf"
-install -m 755 "$src/lab-prep" "$src/lab-init" "$g/usr/local/sbin/"
-install -m 644 "$src/lab-prep.service" "$src/lab-init.service" "$g/etc/systemd/system/"
+install -m 755 "$src/lab-prep" "$src/lab-init" "$src/lab-automount" "$src/lab-cloud" "$g/usr/local/sbin/"
+install -m 644 "$src/lab-prep.service" "$src/lab-init.service" "$src/lab-cloud.service" "$g/etc/systemd/system/"
+# lab-init starts cloud-init where it is needed; nothing looks for it at each boot.
+mkdir -p "$g/etc/systemd/system-generators"
+ln -sf /dev/null "$g/etc/systemd/system-generators/cloud-init-generator"
+install -m 644 "$src/cloud.cfg" "$g/etc/cloud/cloud.cfg.d/90_lab.cfg"
 ln -sf ../lab-prep.service "$g/etc/systemd/system/sysinit.target.wants/lab-prep.service"
 ln -sf ../lab-init.service "$wants/lab-init.service"
 mkdir -p "$g/opt/cni" "$g/etc/containerd" "$g/etc/cni/net.d" "$g/var/lib/containerd" "$g/var/lib/kubelet"

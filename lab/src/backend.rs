@@ -69,6 +69,7 @@ pub enum Protocol {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BalancerSpec {
     pub id: u64,
+    pub location: String,
     pub public_ipv4: Option<Ipv4Addr>,
     /// The address itself, not a network.
     pub public_ipv6: Option<Ipv6Addr>,
@@ -171,6 +172,8 @@ pub enum MachineEvent {
     Stopped(u64),
     /// Runs again: its location has power again.
     Started(u64),
+    /// Booted again because it was told to from inside.
+    Rebooted(u64),
 }
 
 /// What the machines' room is to suffer from.
@@ -249,6 +252,12 @@ pub trait Backend: Send + Sync + 'static {
     }
     /// Hot-attaches: inside, `/dev/disk/by-id/scsi-0HC_Volume_<id>` appears.
     async fn attach_volume(&self, id: u64, machine: u64) -> Effect;
+    /// Lets a machine mount an attached volume at /mnt/HC_Volume_<id>, now or when it boots, and from then on at each
+    /// boot. One without a file system is left alone.
+    async fn automount_volume(&self, id: u64, machine: u64) -> Effect {
+        let _ = (id, machine);
+        not_here("mounting of volumes")
+    }
     /// Surprise removal: what was not synced is lost.
     async fn detach_volume(&self, id: u64, machine: u64) -> Effect;
     async fn delete_volume(&self, id: u64) -> Effect;

@@ -20,6 +20,7 @@ use tokio::sync::{Mutex, watch};
 use crate::backend::{BalancerSpec, Counters, TargetHealth};
 use crate::error::{Attempt, LabError};
 use crate::fabric::{self, counters, wiring::Wiring};
+use crate::link::Port;
 use crate::netns;
 
 mod config;
@@ -134,6 +135,16 @@ impl Balancers {
             }
             _ => Ok(()),
         }
+    }
+
+    /// All of them as the networks see them.
+    pub(crate) async fn ports(&self) -> Vec<Port> {
+        let all: Vec<_> = self.lock().iter().map(|(id, balancer)| (*id, Arc::clone(balancer))).collect();
+        let mut ports = Vec::new();
+        for (id, balancer) in all {
+            ports.push(Port { machine: id, location: balancer.lock().await.spec.location.clone() });
+        }
+        ports
     }
 
     /// What the checks saw last, for each service and target.

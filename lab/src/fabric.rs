@@ -225,7 +225,7 @@ pub(crate) async fn nft(script: &str) -> Result<(), LabError> {
 }
 
 /// A kernel may have been started without IPv6: then the lab has none.
-fn has_ipv6() -> bool {
+pub(crate) fn has_ipv6() -> bool {
     fs::exists("/proc/sys/net/ipv6").unwrap_or(false)
 }
 

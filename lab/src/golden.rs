@@ -11,17 +11,24 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Attempt, LabError};
 
-/// What a server has. The containerd part is for workers; the API does not know which server becomes one.
+/// What a server has. The containerd part is for workers; the API does not know which server becomes one. cloud-init runs
+/// only for user data that is written for it; python3-cffi-backend is named because debootstrap does not find who provides
+/// what one of its dependencies needs.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,openssh-server,iproute2,nftables,ca-certificates,e2fsprogs,procps,kmod,\
-                        wireguard-go,wireguard-tools,curl,openssl,containerd,runc,containernetworking-plugins";
+                        wireguard-go,wireguard-tools,curl,openssl,containerd,runc,containernetworking-plugins,cloud-init,\
+                        python3-cffi-backend";
 
 /// The edits and the files they install. Part of the digest: who changes them gets a new image.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 10] = [
     ("edit.sh", include_str!("../golden/edit.sh")),
     ("lab-prep", include_str!("../golden/lab-prep")),
     ("lab-prep.service", include_str!("../golden/lab-prep.service")),
     ("lab-init", include_str!("../golden/lab-init")),
     ("lab-init.service", include_str!("../golden/lab-init.service")),
+    ("lab-automount", include_str!("../golden/lab-automount")),
+    ("lab-cloud", include_str!("../golden/lab-cloud")),
+    ("lab-cloud.service", include_str!("../golden/lab-cloud.service")),
+    ("cloud.cfg", include_str!("../golden/cloud.cfg")),
     ("containerd.toml", include_str!("../golden/containerd.toml")),
 ];
 

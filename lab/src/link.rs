@@ -1,11 +1,17 @@
 //! What packets suffer between places: rules of their own in each network's namespace, beside the firewalls' and before
 //! them. Machines are known by the names of their cables.
 
+use std::time::Duration;
+
 use crate::backend::{Impairment, LinkEnd, LinkFault};
 use crate::error::LabError;
 use crate::{fabric, netns, run};
 
-/// A machine as the networks see it.
+mod delay;
+
+pub(crate) use delay::Delays;
+
+/// A machine or load balancer as the networks see it.
 #[derive(Debug, Clone)]
 pub(crate) struct Port {
     pub machine: u64,
@@ -17,12 +23,39 @@ pub(crate) const PROXY_PORT: u16 = 7072;
 const TABLE: &str = "table inet faults";
 
 /// Replaces what the networks suffer from.
-pub(crate) async fn impair(links: &[LinkFault], ports: &[Port], networks: &[u64]) -> Result<(), LabError> {
-    load(fabric::PUBLIC, &rules(links, ports, None)?).await?;
-    for network in networks {
-        load(&format!("n{network}"), &rules(links, ports, Some(*network))?).await?;
+pub(crate) async fn impair(
+    links: &[LinkFault],
+    ports: &[Port],
+    networks: &[u64],
+    delays: &Delays,
+) -> Result<(), LabError> {
+    let lengths: Vec<Duration> = links.iter().filter_map(delayed).collect();
+    if lengths.len() > delay::MAX {
+        return Err(LabError::new(format!("at most {} faults delay packets at the same time", delay::MAX)));
     }
+    let private = networks.iter().map(|network| (format!("n{network}"), Some(*network)));
+    let spaces: Vec<_> = [(fabric::PUBLIC.to_owned(), None)].into_iter().chain(private).collect();
+    for (space, network) in &spaces {
+        let rules = rules(links, ports, *network);
+        // Somebody waits for marked packets as long as there are rules that mark them.
+        if !lengths.is_empty() {
+            delays.hold(space, lengths.clone()).await?;
+        }
+        load(space, &rules).await?;
+        if lengths.is_empty() {
+            delays.let_go(space).await?;
+        }
+    }
+    let names: Vec<String> = spaces.into_iter().map(|(space, _)| space).collect();
+    delays.keep_only(&names).await;
     Ok(())
+}
+
+fn delayed(link: &LinkFault) -> Option<Duration> {
+    match link.impairment {
+        Impairment::Delay { milliseconds } => Some(Duration::from_millis(u64::from(milliseconds))),
+        _ => None,
+    }
 }
 
 /// Sends requests to S3 through the proxy, or no longer. Connections that are open are reset, so that no client goes on
@@ -49,9 +82,10 @@ async fn load(space: &str, rules: &str) -> Result<(), LabError> {
 }
 
 /// The rules of one network: the public one, or a private one.
-fn rules(links: &[LinkFault], ports: &[Port], network: Option<u64>) -> Result<String, LabError> {
+fn rules(links: &[LinkFault], ports: &[Port], network: Option<u64>) -> String {
     let mut forwarding = String::new();
-    let mut local = String::new();
+    let (mut arriving, mut leaving) = (String::new(), String::new());
+    let mut delays = 0;
     for link in links {
         let near = names(ports, network, |location| location == link.location);
         let far = match &link.to {
@@ -74,7 +108,8 @@ fn rules(links: &[LinkFault], ports: &[Port], network: Option<u64>) -> Result<St
                 format!("limit rate over {bytes} bytes/second burst {} bytes counter drop", (bytes / 10).max(15_000))
             }
             Impairment::Delay { .. } => {
-                return Err(LabError::new("this kernel cannot delay packets (it has no netem)"));
+                delays += 1;
+                format!("counter meta mark set meta mark or {:#x}", 1u64 << (delays - 1))
             }
         };
         if near.is_empty() {
@@ -85,19 +120,26 @@ fn rules(links: &[LinkFault], ports: &[Port], network: Option<u64>) -> Result<St
             forwarding.push_str(&format!("iifname {near} oifname {far} {what}\niifname {far} oifname {near} {what}\n"));
         }
         if link.to == LinkEnd::Internet && network.is_none() {
-            // The cloud's own public services, but not the metadata service, which is at home in the host.
+            // The cloud's own public services, but not the metadata service, which is at home in the host. By the address
+            // that was asked for: S3's requests may be on their way to the proxy.
             let (near, services) = (set(&near), format!("{{ {}, {} }}", fabric::API.ip(), fabric::S3.ip()));
-            local.push_str(&format!("iifname {near} ip daddr {services} {what}\n"));
+            arriving.push_str(&format!("iifname {near} ct original ip daddr {services} {what}\n"));
+            leaving.push_str(&format!("oifname {near} ct original ip daddr {services} {what}\n"));
         }
     }
     let mut text = format!("{TABLE}\ndelete {TABLE}\n");
-    if !forwarding.is_empty() || !local.is_empty() {
+    if !forwarding.is_empty() || !arriving.is_empty() {
+        let chain = |name: &str, hook: &str, rules: &str| {
+            format!("chain {name} {{\ntype filter hook {hook} priority -5; policy accept;\n{rules}}}\n")
+        };
         text.push_str(&format!(
-            "{TABLE} {{\nchain passing {{\ntype filter hook forward priority -5; policy accept;\n{forwarding}}}\n\
-             chain arriving {{\ntype filter hook input priority -5; policy accept;\n{local}}}\n}}\n"
+            "{TABLE} {{\n{}{}{}}}\n",
+            chain("passing", "forward", &forwarding),
+            chain("arriving", "input", &arriving),
+            chain("leaving", "output", &leaving)
         ));
     }
-    Ok(text)
+    text
 }
 
 /// The cables of machines in locations, as this network names them. Not every machine is in each private network: a rule
@@ -128,19 +170,31 @@ mod tests {
     #[test]
     fn a_location_is_cut_off_in_every_network_it_shares() {
         let links = cut(LinkEnd::Others);
-        let public = rules(&links, &ports(), None).expect("rules");
+        let public = rules(&links, &ports(), None);
         assert!(public.contains("iifname { \"p1\" } oifname { \"p2\", \"p3\" } counter drop"), "{public}");
         assert!(public.contains("iifname { \"p2\", \"p3\" } oifname { \"p1\" } counter drop"), "{public}");
-        let private = rules(&links, &ports(), Some(9)).expect("rules");
+        let private = rules(&links, &ports(), Some(9));
         assert!(private.contains("iifname { \"v1\" } oifname { \"v2\", \"v3\" } counter drop"), "{private}");
     }
 
     #[test]
     fn the_internet_is_not_in_private_networks_and_metadata_is_not_in_the_internet() {
         let links = cut(LinkEnd::Internet);
-        let public = rules(&links, &ports(), None).expect("rules");
+        let public = rules(&links, &ports(), None);
         assert!(public.contains("oifname { \"operator\", \"internet\" }"), "{public}");
         assert!(!public.contains("169.254.169.254"), "{public}");
-        assert!(!rules(&links, &ports(), Some(9)).expect("rules").contains("drop"));
+        assert!(!rules(&links, &ports(), Some(9)).contains("drop"));
+    }
+
+    #[test]
+    fn each_delay_has_a_bit_of_its_own() {
+        let delay = |milliseconds| LinkFault {
+            location: "fsn1".into(),
+            to: LinkEnd::Others,
+            impairment: Impairment::Delay { milliseconds },
+        };
+        let text = rules(&[delay(5), cut(LinkEnd::Others).remove(0), delay(7)], &ports(), Some(9));
+        let marks: Vec<&str> = text.lines().filter_map(|l| l.split_once("mark or ")).map(|(_, bit)| bit).collect();
+        assert_eq!(marks, ["0x1", "0x1", "0x2", "0x2"], "{text}");
     }
 }

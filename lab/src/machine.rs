@@ -18,6 +18,7 @@ use crate::cgroup::{Cgroups, Group, Limits};
 use crate::error::{Attempt, LabError};
 use crate::fabric::wiring::Wiring;
 use crate::fabric::{self, firewall};
+use crate::link::Delays;
 use crate::nspawn;
 use crate::registry::{Registry, Resident};
 use crate::volume::{self, LoopDevice};
@@ -52,6 +53,7 @@ struct Lab {
     faults: Mutex<RoomFaults>,
     /// Whether any network has rules of faults.
     impaired: AtomicBool,
+    delays: Delays,
     /// Machines that ran when their location lost its power.
     darkened: Mutex<Vec<u64>>,
 }
@@ -78,6 +80,8 @@ struct Running {
 /// A volume in a machine. The device exists while the machine runs.
 struct Plugged {
     letter: char,
+    /// The machine is to mount it when it boots next.
+    automount: bool,
     device: Option<LoopDevice>,
 }
 
@@ -116,6 +120,7 @@ impl Machines {
             events,
             faults: Mutex::default(),
             impaired: AtomicBool::new(false),
+            delays: Delays::default(),
             darkened: Mutex::default(),
         };
         Ok((Self { lab: Arc::new(lab) }, receiver))
@@ -232,6 +237,9 @@ impl Lab {
         machine.group.allow_device(device.major, device.minor)?;
         volume::plug(leader, plugged.letter, volume, (device.major, device.minor))?;
         plugged.device = Some(device);
+        if std::mem::take(&mut plugged.automount) {
+            volume::mark_for_mount(leader, volume)?;
+        }
         Ok(())
     }
 
@@ -346,6 +354,8 @@ async fn watch_over(lab: Weak<Lab>, id: u64, nspawn: i32, mut child: Child, ende
     if outcome.is_ok() && reboot {
         outcome = lab.boot_again(&mut machine).await;
         if outcome.is_ok() {
+            drop(machine);
+            let _ = lab.events.send(MachineEvent::Rebooted(id)).await;
             return;
         }
     }

@@ -273,6 +273,14 @@ pub(crate) fn plug(leader: i32, letter: char, volume: u64, device: (u32, u32)) -
         .attempt(|| format!("name volume {volume} in the machine"))
 }
 
+/// Lets a machine that boots mount a volume (`golden/lab-init`).
+pub(crate) fn mark_for_mount(leader: i32, volume: u64) -> Result<(), LabError> {
+    let marks = PathBuf::from(format!("/proc/{leader}/root/dev/.lab-automount"));
+    fs::create_dir_all(&marks)
+        .and_then(|()| fs::write(marks.join(volume.to_string()), ""))
+        .attempt(|| format!("tell the machine to mount volume {volume}"))
+}
+
 /// Takes them out again.
 pub(crate) fn unplug(leader: i32, letter: char, volume: u64) -> Result<(), LabError> {
     let dev = PathBuf::from(format!("/proc/{leader}/root/dev"));

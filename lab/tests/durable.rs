@@ -37,6 +37,7 @@ fn what_was_there_is_there_again() {
     let device = format!("/dev/disk/by-id/scsi-0HC_Volume_{volume}");
     lab.ok("server:m1", &format!("mkdir -p /v; mount {device} /v; echo kept >/v/f; echo kept >/root/f; sync"));
     lab.post(&format!("/servers/{two}/actions/poweroff"), json!({}));
+    lab.post(&format!("/servers/{two}/actions/enable_rescue"), json!({}));
     let all = ["servers", "volumes", "networks", "floating_ips", "primary_ips", "firewalls", "servers/actions"];
     let list = |lab: &Lab| all.map(|kind| lab.call("GET", &format!("/{kind}"), None));
     let before = list(&lab);
@@ -61,6 +62,8 @@ fn what_was_there_is_there_again() {
     assert_eq!(lab.ok("server:m1", &format!("mount {device} /v; cat /v/f")), "kept");
     lab.post(&format!("/servers/{two}/actions/poweron"), json!({}));
     lab.wait_for_ssh(&second);
+    assert_eq!(lab.ok("server:m2", "cat /etc/hostname"), "rescue", "it waited for the next boot");
+    assert_eq!(lab.call("GET", &format!("/servers/{two}"), None)["server"]["rescue_enabled"], false);
     let private = lab.ok("server:m2", "ip -4 -o addr show dev ens10 | awk '{print $4}' | cut -d/ -f1");
     assert!(lab.answers_ssh("server:m1", &private));
 

@@ -26,7 +26,11 @@ fn a_cloud_fails_in_the_ways_it_is_told_to() {
         lab.wait_for_ssh(address);
     }
 
+    requests_are_slow_or_refused(&lab);
+    actions_fail_or_hang(&lab, one, &first);
     a_location_is_cut_off(&lab, &first, &second);
+    a_load_balancer_is_in_its_location(&lab, one);
+    packets_take_longer(&lab, &first, &second);
     packets_get_lost(&lab, &second);
     a_link_is_narrow(&lab, &second);
     a_location_stands_still(&lab, one, &first);
@@ -35,6 +39,117 @@ fn a_cloud_fails_in_the_ways_it_is_told_to() {
     s3_fails(&lab);
     a_location_loses_its_power(&lab, one, &first, &second);
     what_cannot_be_had_is_refused(&lab);
+}
+
+const API: &str = r#"api() { curl -s -H "Authorization: Bearer $HCLOUD_TOKEN" "$@"; }
+s=$HCLOUD_ENDPOINT/servers
+"#;
+
+fn requests_are_slow_or_refused(lab: &Lab) {
+    let api = |script: &str| lab.sh("operator", &format!("{API}{script}"));
+    let fault = set(lab, json!({"kind": "slow_answer", "delay_ms": 60_000, "method": "GET", "path": "/servers"}));
+    assert_eq!(api("api -m 1 $s").0, 28, "curl's code for a time-out");
+    assert_eq!(api("api -o /dev/null -w '%{http_code}' $s").1, "200", "it struck once");
+    lift(lab, fault);
+    let fault = set(lab, json!({"kind": "rate_limit_exhausted"}));
+    let answer = api("api -D - $s").1.to_lowercase();
+    assert!(answer.contains(" 429 ") && answer.contains("ratelimit-remaining: 0"), "{answer}");
+    lift(lab, fault);
+    assert_eq!(api("api -o /dev/null -w '%{http_code}' $s").1, "200");
+}
+
+fn actions_fail_or_hang(lab: &Lab, one: u64, first: &str) {
+    let stop = format!("/servers/{one}/actions/poweroff");
+    lab.ok("server:m1", "touch /run/same-boot");
+    let fault = set(lab, json!({"kind": "action_error", "command": "stop_server", "message": "no hands"}));
+    assert_eq!(lab.refused("POST", &stop, json!({})), "no hands");
+    lift(lab, fault);
+    let fault = set(lab, json!({"kind": "action_stuck", "command": "stop_server"}));
+    let stuck = lab.call("POST", &stop, None);
+    assert!(lab.refused("POST", &format!("/servers/{one}/actions/reset"), json!({})).contains("locked"));
+    assert!(lab.answers_ssh("operator", first));
+    lab.ok("server:m1", "test -e /run/same-boot");
+    lift(lab, fault);
+    lab.done(&stuck);
+    assert!(!lab.answers_ssh("operator", first));
+    lab.post(&format!("/servers/{one}/actions/poweron"), json!({}));
+    lab.wait_for_ssh(first);
+}
+
+/// Milliseconds until a connection from one place to another stands, which is there and back; the fastest of three.
+fn connects_in(lab: &Lab, from: &str, address: &str, port: u16) -> u64 {
+    let once = format!(
+        "s=$(date +%s%N); exec 3<>/dev/tcp/{address}/{port} || exit 1; e=$(date +%s%N); exec 3>&-; echo $(((e-s)/1000000))"
+    );
+    let text = lab.ok(from, &format!("bash -c 'for i in 1 2 3; do ({once}); done'"));
+    text.lines().map(|line| line.parse().expect("a number")).min().expect("three of them")
+}
+
+fn packets_take_longer(lab: &Lab, first: &str, second: &str) {
+    let private = lab.ok("server:m2", "ip -4 -o addr show dev ens10 | awk '{print $4}' | cut -d/ -f1");
+    let ipv6 = lab.ok("server:m2", "ip -6 -o addr show dev eth0 scope global | awk '{print $4}' | cut -d/ -f1");
+    let near = |address: &str, port| {
+        eventually("connections are fast", || connects_in(lab, "server:m1", address, port) < 200);
+    };
+    near(second, 22);
+    // A connection stands after two ways.
+    let delay = json!({"kind": "link_delay", "location": "fsn1", "to": "others", "delay_ms": 150});
+    let fault = set(lab, delay.clone());
+    for address in [second, &private, &ipv6].iter().filter(|address| !address.is_empty()) {
+        let took = connects_in(lab, "server:m1", address, 22);
+        assert!(took >= 300, "{address}: {took} ms");
+    }
+    assert!(connects_in(lab, "server:m2", first, 22) >= 300, "in the other direction too");
+    let more = set(lab, json!({"kind": "link_delay", "location": "nbg1", "to": "fsn1", "delay_ms": 100}));
+    assert!(connects_in(lab, "server:m1", second, 22) >= 500, "delays add up");
+    lift(lab, more);
+    lift(lab, fault);
+    near(second, 22);
+    near(&private, 22);
+
+    let fault = set(lab, json!({"kind": "link_delay", "location": "fsn1", "to": "internet", "delay_ms": 150}));
+    for (from, address, port) in [("internet", first, 22), ("server:m1", "192.0.2.10", 80)] {
+        let took = connects_in(lab, from, address, port);
+        assert!(took >= 300, "{from} to {address}: {took} ms");
+    }
+    // Much that waits at the same time arrives whole.
+    let sum = "head -c 20000000 /dev/zero | sha256sum";
+    let fetch = format!("exec 3<>/dev/tcp/{first}/9999; sha256sum <&3");
+    let serve = "systemd-run -q systemd-socket-activate -l 9999 -a --inetd head -c 20000000 /dev/zero";
+    lab.ok("server:m1", serve);
+    eventually("it serves", || lab.sh("server:m1", "ss -Hltn 'sport = 9999' | grep -q .").0 == 0);
+    assert_eq!(lab.ok("internet", &format!("bash -c '{fetch}'")), lab.ok("server:m1", sum));
+    lift(lab, fault);
+    near("192.0.2.10", 80);
+}
+
+fn a_load_balancer_is_in_its_location(lab: &Lab, one: u64) {
+    let check = json!({"protocol": "tcp", "port": 22, "interval": 3, "timeout": 1, "retries": 1});
+    let service = json!({"protocol": "tcp", "listen_port": 2222, "destination_port": 22, "proxyprotocol": false,
+        "health_check": check});
+    let body = json!({"name": "lb", "load_balancer_type": "lb11", "location": "nbg1", "services": [service],
+        "targets": [{"type": "server", "server": {"id": one}}]});
+    let id = lab.post("/load_balancers", body)["load_balancer"]["id"].clone();
+    let seen = lab.call("GET", &format!("/load_balancers/{id}"), None)["load_balancer"].clone();
+    let address = seen["public_net"]["ipv4"]["ip"].as_str().expect("an address").to_owned();
+    let answers = |seconds: u32| {
+        let script = format!("exec timeout {seconds} bash -c 'exec 3<>/dev/tcp/{address}/2222; head -c 4 <&3'");
+        lab.sh("internet", &script).1.contains("SSH-")
+    };
+    eventually("it balances", || answers(2));
+    let fault = set(lab, json!({"kind": "link_cut", "location": "nbg1", "to": "fsn1"}));
+    assert!(!answers(2), "its target is beyond the cut");
+    lift(lab, fault);
+    eventually("it finds its target again", || answers(2));
+    let fault = set(lab, json!({"kind": "link_cut", "location": "nbg1", "to": "internet"}));
+    assert!(!answers(1), "nobody reaches it");
+    lift(lab, fault);
+    assert!(answers(5));
+    // To the balancer and back, and twice the way of its connection to the target.
+    let fault = set(lab, json!({"kind": "link_delay", "location": "nbg1", "to": "internet", "delay_ms": 400}));
+    assert!(!answers(1), "the third packet comes after 1.2 s");
+    lift(lab, fault);
+    lab.delete(&format!("/load_balancers/{id}"));
 }
 
 fn a_location_is_cut_off(lab: &Lab, first: &str, second: &str) {

@@ -31,6 +31,7 @@ fn a_lab_behaves_like_a_small_cloud() {
     lab.post(&format!("/volumes/{volume}/actions/detach"), json!({}));
     lab.delete(&format!("/volumes/{volume}"));
     object_store_keeps_its_promises(&lab);
+    user_data_for_cloud_init_runs(&lab);
     root_disks_end_and_lose_what_was_not_synced(&lab, servers[2].0, &servers[2].1);
     a_disk_can_be_copied_replaced_and_repaired(&lab, servers[2].0, &servers[2].1);
     for (id, _) in servers {
@@ -104,6 +105,52 @@ fn volumes_keep_what_was_synced(lab: &Lab, first: u64, second: u64) -> u64 {
     lab.ok("server:m1", "umount /w; umount /v");
     assert_ne!(lab.call("GET", &format!("/servers/{second}"), None)["server"]["id"], json!(null));
     volume
+}
+
+const CLOUD_CONFIG: &str = "#cloud-config
+users:
+  - name: ops
+    shell: /bin/bash
+    ssh_authorized_keys: [ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIEJ7dFzSvwzV7NQx2qVTXd7OGOrJfzgZcfYsHBsfMEf ops]
+write_files:
+  - {path: /etc/hk/file, content: written, permissions: '0640'}
+packages: [no-mirror-is-to-be-reached]
+runcmd:
+  - [sh, -c, 'echo ran as $(hostname) >>/root/ran']
+";
+
+/// Real cloud-init, with its own source for Hetzner; and volumes that are mounted by the server itself.
+fn user_data_for_cloud_init_runs(lab: &Lab) {
+    let volume = lab.post("/volumes", json!({"name": "auto", "size": 10, "location": "fsn1", "format": "ext4"}));
+    let volume = volume["volume"]["id"].clone();
+    let more = json!({"user_data": CLOUD_CONFIG, "volumes": [volume], "automount": true});
+    let (id, address) = lab.server("m4", "fsn1", more);
+    lab.wait_for_ssh(&address);
+    // What has to be there before somebody logs in is there.
+    assert_eq!(lab.ok("server:m4", "cat /etc/hk/file; stat -c ' %a' /etc/hk/file; hostname"), "written 640\nm4");
+    assert!(lab.ok("server:m4", "cat ~ops/.ssh/authorized_keys").ends_with(" ops"));
+    assert!(lab.ok("server:m4", "cloud-id; cat /run/cloud-init/instance-data.json").starts_with("hetzner"));
+    let mounted = format!("findmnt -no TARGET --source $(readlink -f /dev/disk/by-id/scsi-0HC_Volume_{volume})");
+    assert_eq!(lab.ok("server:m4", &mounted), format!("/mnt/HC_Volume_{volume}"));
+    // The rest comes later. A package that is not to be had is told of, and hinders nothing.
+    eventually("cloud-init ends", || lab.sh("server:m4", "test -e /run/cloud-init/result.json").0 == 0);
+    assert_eq!(lab.ok("server:m4", "cat /root/ran"), "ran as m4");
+    let result = lab.ok("server:m4", "cat /run/cloud-init/result.json");
+    assert!(result.contains("package"), "{result}");
+
+    lab.ok("server:m4", &format!("echo kept >/mnt/HC_Volume_{volume}/f; sync"));
+    lab.post(&format!("/servers/{id}/actions/reset"), json!({}));
+    lab.wait_for_ssh(&address);
+    eventually("cloud-init ends", || lab.sh("server:m4", "test -e /run/cloud-init/result.json").0 == 0);
+    assert_eq!(lab.ok("server:m4", &format!("cat /root/ran /mnt/HC_Volume_{volume}/f")), "ran as m4\nkept");
+    // Hot, in a server that runs.
+    let hot = json!({"name": "hot", "size": 10, "server": id, "format": "ext4", "automount": true});
+    let hot = lab.post("/volumes", hot)["volume"]["id"].clone();
+    lab.ok("server:m4", &format!("findmnt /mnt/HC_Volume_{hot}"));
+    lab.delete(&format!("/servers/{id}"));
+    for volume in [volume, hot] {
+        lab.delete(&format!("/volumes/{volume}"));
+    }
 }
 
 fn reboot_and_power(lab: &Lab, id: u64, address: &str) {

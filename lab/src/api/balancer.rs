@@ -90,6 +90,7 @@ impl State {
     pub fn wanted_balancer(&self, balancer: &LoadBalancer) -> BalancerSpec {
         BalancerSpec {
             id: balancer.tag.id,
+            location: balancer.location.name.to_owned(),
             public_ipv4: balancer.public.then_some(balancer.ipv4),
             public_ipv6: balancer.public.then(|| balancer.ipv6()),
             private: balancer.private,

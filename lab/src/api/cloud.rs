@@ -44,6 +44,8 @@ pub struct Options {
     pub limits: Limits,
     /// How long one effect of the backend may take before its action fails.
     pub effect_timeout: Duration,
+    /// How long an enabled rescue system waits for a boot.
+    pub rescue_lifetime: Duration,
     /// Where ids start; a lab that is started anew may want ids that differ from the last one's.
     pub first_id: u64,
 }
@@ -56,6 +58,7 @@ impl Options {
             rate_limit: RateLimit::default(),
             limits: Limits::default(),
             effect_timeout: Duration::from_secs(120),
+            rescue_lifetime: Duration::from_secs(3600),
             first_id: 1001,
         }
     }
@@ -130,7 +133,13 @@ impl Cloud {
                 if let Some(server) = self.state().servers.get_mut(&id)
                     && server.status == Status::Off
                 {
-                    server.status = Status::Running;
+                    (server.status, server.rescue_system) = (Status::Running, None);
+                }
+            }
+            // The rescue system is for one boot, also for one that was ordered inside.
+            MachineEvent::Rebooted(id) => {
+                if let Some(server) = self.state().servers.get_mut(&id) {
+                    server.rescue_system = None;
                 }
             }
         }

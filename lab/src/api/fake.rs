@@ -158,6 +158,9 @@ impl Backend for FakeBackend {
     async fn attach_volume(&self, id: u64, machine: u64) -> Effect {
         self.record("attach_volume", format!("{id} to {machine}")).await
     }
+    async fn automount_volume(&self, id: u64, machine: u64) -> Effect {
+        self.record("automount_volume", format!("{id} in {machine}")).await
+    }
     async fn detach_volume(&self, id: u64, machine: u64) -> Effect {
         self.record("detach_volume", format!("{id} from {machine}")).await
     }

@@ -203,19 +203,6 @@ impl Kind {
         }
     }
 
-    pub fn requests_mut(&mut self) -> Option<&mut Requests> {
-        match self {
-            Kind::ApiError { requests, .. }
-            | Kind::LostAnswer { requests }
-            | Kind::SlowAnswer { requests, .. }
-            | Kind::S3Error { requests, .. }
-            | Kind::S3Slow { requests, .. }
-            | Kind::S3Truncated { requests }
-            | Kind::S3Corrupt { requests } => Some(requests),
-            _ => None,
-        }
-    }
-
     fn fits(&self, method: &str, path: &str) -> bool {
         self.requests().is_some_and(|requests| requests.matches(method, path))
     }

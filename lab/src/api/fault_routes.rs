@@ -100,6 +100,15 @@ fn read_kind(provider: &Provider, input: &Input) -> ApiResult<Kind> {
             fields.insert(field.to_owned(), json!(id));
         }
     }
+    // Requests are named as clients send them, or below `/v1`. What was read gets lost where work was done, unless told otherwise.
+    if let Some(below) =
+        input.string("path")?.as_deref().and_then(|p| p.strip_prefix("/v1")).filter(|p| p.starts_with(['/', '*']))
+    {
+        fields.insert("path".to_owned(), json!(below));
+    }
+    if name == "lost_answer" && input.string("method")?.is_none() {
+        fields.insert("method".to_owned(), json!("POST"));
+    }
     let mut kind: Kind = serde_json::from_value(Value::Object(fields)).map_err(|error| {
         let text = error.to_string();
         let field = text.split('`').nth(1).unwrap_or("kind").to_owned();
@@ -131,7 +140,6 @@ fn read_kind(provider: &Provider, input: &Input) -> ApiResult<Kind> {
         }
         _ => {}
     }
-    let default_method = matches!(kind, Kind::LostAnswer { .. }).then(|| "POST".to_owned());
     if let Kind::ApiError { message, code, .. } = &mut kind
         && message.is_empty()
     {
@@ -141,12 +149,6 @@ fn read_kind(provider: &Provider, input: &Input) -> ApiResult<Kind> {
         && message.is_empty()
     {
         *message = "the lab was told to let this action fail".to_owned();
-    }
-    if let Some(requests) = kind.requests_mut() {
-        if let Some(below) = requests.path.strip_prefix("/v1") {
-            requests.path = below.to_owned();
-        }
-        requests.method = requests.method.take().or(default_method);
     }
     Ok(kind)
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, Method};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tower::ServiceExt as _;
@@ -108,7 +108,10 @@ async fn admit(provider: &Provider, mut request: Request, next: Next) -> Respons
     } else {
         ApiError::new("rate_limit_exceeded", "limit of requests per hour reached").into_response()
     };
+    let exhausted = response.status() == StatusCode::TOO_MANY_REQUESTS;
     for (name, value) in headers {
+        // Whoever is told that nothing is left reads the same in the headers.
+        let value = if exhausted && name == "ratelimit-remaining" { 0 } else { value };
         response.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from(value));
     }
     provider.common.calls().note(&project_name, &method, path, response.status().as_u16(), began.elapsed());

@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::cloud::Cloud;
 use super::provider::Provider;
@@ -86,6 +86,7 @@ async fn document(State(provider): State<Arc<Provider>>, ConnectInfo(peer): Peer
     if let Some(ip) = metadata.public_ipv4 {
         lines.push(format!("public-ipv4: {ip}"));
     }
+    lines.push(format!("network-config: {}", network_config(&server)));
     lines.push(format!("public-keys: {}", json!(metadata.public_keys)));
     lines.push(format!("region: {}", metadata.region));
     Ok(text(lines.join("\n") + "\n"))
@@ -106,9 +107,22 @@ async fn item(
         "region" => metadata.region,
         "availability-zone" => metadata.availability_zone,
         "private-networks" => private_networks(&cloud, &server),
+        "network-config" => network_config(&server).to_string(),
         _ => return Err(NotFound),
     };
     Ok(text(value))
+}
+
+/// The public interface, in cloud-init's words (version 1): its source for Hetzner wants it. The lab's machines have it
+/// configured from outside.
+fn network_config(server: &Server) -> Value {
+    let ipv4 = server.public_ipv4.map(|_| json!({"ipv4": true, "type": "dhcp"}));
+    let ipv6 = server.public_ipv6.map(|public| {
+        let address = std::net::Ipv6Addr::from_bits(public.ip.to_bits() | 1);
+        json!({"ipv6": true, "type": "static", "address": format!("{address}/64"), "gateway": "fe80::1"})
+    });
+    let subnets: Vec<Value> = ipv4.into_iter().chain(ipv6).collect();
+    json!({"version": 1, "config": [{"type": "physical", "name": "eth0", "subnets": subnets}]})
 }
 
 fn private_networks(cloud: &Cloud, server: &Server) -> String {

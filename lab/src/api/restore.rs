@@ -304,6 +304,9 @@ impl Cloud {
         if let Some(server) = self.state().servers.get_mut(&id) {
             server.has_machine = true;
         }
+        if let Some(rescue) = &server.rescue_system {
+            self.effect(self.backend.set_rescue(id, Some(&server.rescue_metadata(rescue)))).await?;
+        }
         for volume in volumes {
             self.effect(self.backend.attach_volume(*volume, id)).await?;
         }
@@ -326,6 +329,10 @@ impl Cloud {
         };
         if let Some(server) = self.state().servers.get_mut(&id) {
             server.status = if booted { Status::Running } else { Status::Off };
+            if booted {
+                // The rescue system is for one boot.
+                server.rescue_system = None;
+            }
         }
     }
 

@@ -44,8 +44,9 @@ pub struct Server {
     pub placement_group: Option<u64>,
     pub labels: Labels,
     pub protected: bool,
-    /// Whether it boots the rescue system next time.
-    pub rescue: bool,
+    /// It boots the rescue system next time.
+    #[serde(default)]
+    pub rescue_system: Option<Rescue>,
     /// Hours in which backups are made, if they are.
     pub backup_window: Option<String>,
     /// What its metadata service tells, fixed at its creation but for the addresses.
@@ -61,6 +62,15 @@ pub struct Server {
 pub struct Public<A> {
     pub id: u64,
     pub ip: A,
+}
+
+/// A rescue system that waits for the next boot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Rescue {
+    pub public_keys: Vec<String>,
+    pub password: String,
+    /// When it is disabled by itself.
+    pub until: Timestamp,
 }
 
 /// An address in a private network.
@@ -138,7 +148,7 @@ impl State {
                 "ipv4": ipv4, "ipv6": ipv6, "floating_ips": floating, "firewalls": self.firewalls_json(server),
             },
             "private_net": private, "server_type": server.server_type.json(available),
-            "location": server.location.json(), "image": server.image.json(), "iso": null, "rescue_enabled": server.rescue,
+            "location": server.location.json(), "image": server.image.json(), "iso": null, "rescue_enabled": server.rescue_system.is_some(),
             "locked": locked, "backup_window": server.backup_window, "outgoing_traffic": 0,
             "ingoing_traffic": 0, "included_traffic": catalog::included_traffic(server.location),
             "protection": {"delete": server.protected, "rebuild": server.protected}, "labels": server.labels,

@@ -72,7 +72,7 @@ pub fn power(cloud: &Arc<Cloud>, id: u64, command: &str) -> ApiResult {
         }
         // The rescue system is for one boot.
         if let (true, Some(server)) = (ok && boots, state.servers.get_mut(&id)) {
-            server.rescue = false;
+            server.rescue_system = None;
         }
     });
     Ok(created(body))

@@ -29,6 +29,8 @@ struct Work {
     spec: MachineSpec,
     metadata: Metadata,
     volumes: Vec<(u64, u64)>,
+    /// Whether the server mounts its volumes.
+    automount: bool,
     networks: Vec<Attachment>,
     start: Option<u64>,
 }
@@ -65,7 +67,7 @@ fn admit(cloud: &Cloud, state: &mut State, input: &Input) -> ApiResult<(Work, Va
     let start = input.flag("start_after_create")?.unwrap_or(true);
     let public = input.object("public_net")?.unwrap_or_default();
     let public_keys = choose_keys(state, input)?;
-    let volumes = input.numbers("volumes")?;
+    let (volumes, automount) = (input.numbers("volumes")?, input.flag("automount")?.unwrap_or(false));
     let location = choose_location(state, input, server_type, &volumes)?;
 
     state.check_server_name(&name, None)?;
@@ -124,7 +126,7 @@ fn admit(cloud: &Cloud, state: &mut State, input: &Input) -> ApiResult<(Work, Va
         placement_group,
         labels,
         protected: false,
-        rescue: false,
+        rescue_system: None,
         backup_window: None,
         public_keys,
         user_data,
@@ -175,14 +177,13 @@ fn admit(cloud: &Cloud, state: &mut State, input: &Input) -> ApiResult<(Work, Va
         "server": server_json, "action": state.action_json(action), "next_actions": next,
         "root_password": root_password,
     });
-    Ok((Work { action, spec, metadata, volumes, networks, start }, body))
+    Ok((Work { action, spec, metadata, volumes, automount, networks, start }, body))
 }
 
 fn refuse_what_the_lab_lacks(input: &Input) -> ApiResult<()> {
     if input.get("datacenter").is_some() {
         return Err(ApiError::field("datacenter", "is gone: use 'location'"));
     }
-    volume::refuse_automount(input)?;
     Ok(())
 }
 
@@ -355,7 +356,7 @@ async fn build(cloud: &Arc<Cloud>, work: &Work) -> Effect {
     // Before it boots, so that nothing reaches it that should not.
     cloud.settle_firewalls(Some(id)).await?;
     for (volume, action) in &work.volumes {
-        let attached = cloud.effect(cloud.backend.attach_volume(*volume, id)).await;
+        let attached = cloud.effect(cloud.attach_volume(*volume, id, work.automount)).await;
         let mut state = cloud.state();
         if let (Ok(()), Some(volume)) = (&attached, state.volumes.get_mut(volume)) {
             volume.server = Some(id);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Path, State as Shared};
+use jiff::Timestamp;
 use rand::Rng as _;
 use rand::seq::IndexedRandom as _;
 use serde_json::json;
@@ -14,7 +15,7 @@ use super::error::{ApiError, ApiResult};
 use super::image::{Image, Kind};
 use super::input::{Input, path_id};
 use super::listing::created;
-use super::server::{Server, Status};
+use super::server::{Rescue, Server, Status};
 use super::server_create::choose_image;
 use crate::backend::Metadata;
 
@@ -66,7 +67,7 @@ pub async fn rebuild(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>, 
     cloud.run(action, async move { backend.rebuild_machine(&spec, &metadata).await }, move |state, ok| {
         let Some(server) = state.servers.get_mut(&id) else { return };
         if ok {
-            (server.image, server.user_data, server.rescue) = (rebuilt.image, rebuilt.user_data, false);
+            (server.image, server.user_data, server.rescue_system) = (rebuilt.image, rebuilt.user_data, None);
         }
         if server.status == Status::Rebuilding {
             server.status = if ok { Status::Running } else { before };
@@ -186,7 +187,7 @@ pub async fn change_type(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<Strin
     Ok(created(body))
 }
 
-/// `enable_rescue`: at its next boot, once, the server boots the rescue system.
+/// `enable_rescue`: at its next boot, once, the server boots the rescue system. An hour later it is disabled again.
 pub fn enable_rescue(cloud: &Arc<Cloud>, id: u64, input: &Input) -> ApiResult {
     if input.string("type")?.is_some_and(|t| t != "linux64") {
         return Err(ApiError::field("type", "must be 'linux64'"));
@@ -194,7 +195,7 @@ pub fn enable_rescue(cloud: &Arc<Cloud>, id: u64, input: &Input) -> ApiResult {
     let keys = input.references("ssh_keys")?;
     let mut state = cloud.state();
     let server = made(&state, id)?;
-    if server.rescue {
+    if server.rescue_system.is_some() {
         return Err(ApiError::unsupported(format!("the rescue system is already enabled for server {id}")));
     }
     let mut public_keys = Vec::new();
@@ -204,13 +205,15 @@ pub fn enable_rescue(cloud: &Arc<Cloud>, id: u64, input: &Input) -> ApiResult {
         public_keys.push(known.public_key.clone());
     }
     let password = new_password();
-    let metadata = Metadata { public_keys, root_password: Some(password.clone()), ..server.metadata() };
+    let until = now().checked_add(cloud.options.rescue_lifetime).unwrap_or(Timestamp::MAX);
+    let rescue = Rescue { public_keys, password: password.clone(), until };
+    let metadata = server.rescue_metadata(&rescue);
     let action = state.begin("enable_rescue", &[("server", id)]);
     let body = json!({"action": state.action_json(action), "root_password": password});
     let backend = Arc::clone(&cloud.backend);
     cloud.run(action, async move { backend.set_rescue(id, Some(&metadata)).await }, move |state, ok| {
         if let (true, Some(server)) = (ok, state.servers.get_mut(&id)) {
-            server.rescue = true;
+            server.rescue_system = Some(rescue);
         }
     });
     Ok(created(body))
@@ -219,7 +222,7 @@ pub fn enable_rescue(cloud: &Arc<Cloud>, id: u64, input: &Input) -> ApiResult {
 /// `disable_rescue`
 pub fn disable_rescue(cloud: &Arc<Cloud>, id: u64) -> ApiResult {
     let mut state = cloud.state();
-    if !made(&state, id)?.rescue {
+    if made(&state, id)?.rescue_system.is_none() {
         return Ok(created(json!({"action": state.instant("disable_rescue", &[("server", id)])})));
     }
     let action = state.begin("disable_rescue", &[("server", id)]);
@@ -227,10 +230,46 @@ pub fn disable_rescue(cloud: &Arc<Cloud>, id: u64) -> ApiResult {
     let backend = Arc::clone(&cloud.backend);
     cloud.run(action, async move { backend.set_rescue(id, None).await }, move |state, ok| {
         if let (true, Some(server)) = (ok, state.servers.get_mut(&id)) {
-            server.rescue = false;
+            server.rescue_system = None;
         }
     });
     Ok(created(body))
+}
+
+impl Server {
+    /// What its rescue system is told.
+    pub fn rescue_metadata(&self, rescue: &Rescue) -> Metadata {
+        Metadata {
+            public_keys: rescue.public_keys.clone(),
+            root_password: Some(rescue.password.clone()),
+            ..self.metadata()
+        }
+    }
+}
+
+impl Cloud {
+    /// Disables rescue systems whose hour is over. One that is busy is looked at again later.
+    pub(super) async fn expire_rescues(&self) {
+        let over = |state: &State, server: &Server| {
+            let expired = server.rescue_system.as_ref().is_some_and(|rescue| rescue.until <= now());
+            expired && !state.is_locked("server", server.id)
+        };
+        let due: Vec<u64> = {
+            let state = self.state();
+            state.servers.values().filter(|server| over(&state, server)).map(|server| server.id).collect()
+        };
+        for id in due {
+            // One that could not be told is told again in the next round.
+            if self.effect(self.backend.set_rescue(id, None)).await.is_ok() {
+                let mut state = self.state();
+                if state.servers.get(&id).is_some_and(|server| over(&state, server))
+                    && let Some(server) = state.servers.get_mut(&id)
+                {
+                    server.rescue_system = None;
+                }
+            }
+        }
+    }
 }
 
 /// `reset_password`

@@ -124,6 +124,7 @@ async fn round(cloud: &Weak<Cloud>, sampled: &mut Timestamp) -> Option<Arc<Cloud
     // What fails is tried again in the next round, and told by the firewall's status or the load balancer's health.
     let _ = cloud.settle_firewalls(None).await;
     let _ = cloud.settle_balancers(None).await;
+    cloud.expire_rescues().await;
     if now().duration_since(*sampled) >= SignedDuration::from_secs(metrics::EVERY_SECONDS) {
         *sampled = now();
         cloud.sample(None).await;

@@ -15,6 +15,7 @@ use super::error::{ApiError, ApiResult};
 use super::input::{Input, path_id};
 use super::label::Labels;
 use super::listing::{Listing, created, no_content, one};
+use crate::backend::Effect;
 
 /// Sizes a volume may have, in GB.
 const SIZES: std::ops::RangeInclusive<u64> = 10..=10240;
@@ -97,17 +98,20 @@ async fn read(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiR
     Ok(one("volume", volume.json()))
 }
 
-pub fn refuse_automount(input: &Input) -> ApiResult<()> {
-    match input.flag("automount")? {
-        Some(true) => {
-            Err(ApiError::unsupported("the lab mounts no volumes: leave automount out and mount it yourself"))
+impl Cloud {
+    /// Attaches a volume and, if asked, lets the server mount it. As at Hetzner, the attachment has succeeded even if the
+    /// server then mounts nothing.
+    pub(super) async fn attach_volume(&self, id: u64, server: u64, automount: bool) -> Effect {
+        self.backend.attach_volume(id, server).await?;
+        if automount && let Err(error) = self.backend.automount_volume(id, server).await {
+            eprintln!("volume {id} is attached to server {server}, but not mounted: {error}");
         }
-        _ => Ok(()),
+        Ok(())
     }
 }
 
 async fn create(Shared(cloud): Shared<Arc<Cloud>>, input: Input) -> ApiResult {
-    refuse_automount(&input)?;
+    let automount = input.flag("automount")?.unwrap_or(false);
     let name = valid_name(input.required_string("name")?)?;
     let size = input.required_number("size")?;
     if !SIZES.contains(&size) {
@@ -119,6 +123,10 @@ async fn create(Shared(cloud): Shared<Arc<Cloud>>, input: Input) -> ApiResult {
     }
     let labels = input.labels()?.unwrap_or_default();
     let (server, location) = (input.number("server")?, input.reference("location")?);
+
+    if automount && server.is_none() {
+        return Err(ApiError::field("automount", "needs 'server': there is nobody to mount it"));
+    }
 
     let mut guard = cloud.state();
     let state = &mut *guard;
@@ -178,7 +186,7 @@ async fn create(Shared(cloud): Shared<Arc<Cloud>>, input: Input) -> ApiResult {
         }
         let Some((server, attach)) = next else { return };
         let attached = match made {
-            Ok(()) => runner.effect(runner.backend.attach_volume(id, server)).await,
+            Ok(()) => runner.effect(runner.attach_volume(id, server, automount)).await,
             Err(e) => Err(e),
         };
         let mut state = runner.state();
@@ -240,7 +248,7 @@ async fn remove(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> Ap
 
 async fn attach(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>, input: Input) -> ApiResult {
     let id = path_id(&id)?;
-    refuse_automount(&input)?;
+    let automount = input.flag("automount")?.unwrap_or(false);
     let server = input.required_number("server")?;
     let mut guard = cloud.state();
     let state = &mut *guard;
@@ -251,8 +259,8 @@ async fn attach(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>, input
     state.check_room_for_volume(server)?;
     let action = state.begin("attach_volume", &[("volume", id), ("server", server)]);
     let body = json!({"action": state.action_json(action)});
-    let backend = Arc::clone(&cloud.backend);
-    cloud.run(action, async move { backend.attach_volume(id, server).await }, move |state, ok| {
+    let runner = Arc::clone(&cloud);
+    cloud.run(action, async move { runner.attach_volume(id, server, automount).await }, move |state, ok| {
         if let (true, Some(volume)) = (ok, state.volumes.get_mut(&id)) {
             volume.server = Some(server);
         }

@@ -221,6 +221,7 @@ mod tests {
         let ip = |text: &str| text.parse().expect("an address");
         BalancerSpec {
             id: 7,
+            location: "fsn1".into(),
             public_ipv4: None,
             public_ipv6: None,
             private: None,

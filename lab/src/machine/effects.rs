@@ -101,10 +101,27 @@ impl Backend for Machines {
         let machine = self.lab.machine(machine)?;
         let mut machine = machine.lock().await;
         let letter = machine.free_letter()?;
-        machine.volumes.insert(id, Plugged { letter, device: None });
+        machine.volumes.insert(id, Plugged { letter, automount: false, device: None });
         if let Err(error) = self.lab.plug(&mut machine, id) {
             machine.volumes.remove(&id);
             return Err(error.into());
+        }
+        Ok(())
+    }
+
+    async fn automount_volume(&self, id: u64, machine: u64) -> Effect {
+        let held = self.lab.machine(machine)?;
+        let leader = {
+            let mut machine = held.lock().await;
+            let leader = machine.running.as_ref().map(|r| r.leader);
+            if let Some(plugged) = machine.volumes.get_mut(&id).filter(|_| leader.is_none()) {
+                plugged.automount = true;
+            }
+            leader
+        };
+        if let Some(leader) = leader {
+            let (leader, id) = (leader.to_string(), id.to_string());
+            run::tool("nsenter", &["-t", &leader, "-a", "/usr/local/sbin/lab-automount", &id], "").await?;
         }
         Ok(())
     }
@@ -185,7 +202,8 @@ impl Backend for Machines {
     }
 
     async fn set_balancer(&self, spec: &BalancerSpec) -> Effect {
-        Ok(self.lab.balancers.set(spec).await?)
+        self.lab.balancers.set(spec).await?;
+        Ok(self.lab.impair_links().await?)
     }
 
     async fn delete_balancer(&self, id: u64) -> Effect {

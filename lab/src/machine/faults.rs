@@ -80,7 +80,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Lets the networks suffer; machines may have come and gone since the last time.
+    /// Lets the networks suffer; machines and load balancers may have come and gone since the last time.
     pub(super) async fn impair_links(&self) -> Result<(), LabError> {
         let links = lock(&self.faults).links.clone();
         let all: Vec<_> = lock(&self.machines).iter().map(|(id, machine)| (*id, Arc::clone(machine))).collect();
@@ -90,10 +90,11 @@ impl Lab {
                 let location = machine.lock().await.spec.location.clone();
                 ports.push(Port { machine: id, location });
             }
+            ports.extend(self.balancers.ports().await);
         } else if !self.impaired.swap(false, Ordering::SeqCst) {
             return Ok(());
         }
         self.impaired.store(!links.is_empty(), Ordering::SeqCst);
-        link::impair(&links, &ports, &self.wiring.networks().await).await
+        link::impair(&links, &ports, &self.wiring.networks().await, &self.delays).await
     }
 }

@@ -1,5 +1,8 @@
 //! Images, rebuilding, rescue, passwords, other types.
 
+use std::time::{Duration, Instant};
+
+use hk_lab::api::Options;
 use serde_json::{Value, json};
 
 use crate::client::{KEY_ONE, Lab, server_body};
@@ -93,6 +96,24 @@ async fn the_rescue_system_is_for_one_boot() {
     let effects = lab.served.backend.effects();
     let rescue: Vec<&String> = effects.iter().filter(|e| e.starts_with("set_rescue")).collect();
     assert_eq!(rescue, [&format!("set_rescue {server} with 1 keys")]);
+}
+
+#[tokio::test]
+async fn an_enabled_rescue_system_does_not_wait_for_ever() {
+    let mut options = Options::new("t");
+    options.rescue_lifetime = Duration::from_millis(50);
+    let lab = Lab::with(options).await;
+    let server = lab.server("s").await;
+    let path = format!("/servers/{server}");
+    lab.done(lab.post(&format!("{path}/actions/enable_rescue"), json!({})).await).await;
+    lab.until(|| lab.served.backend.effects().contains(&format!("set_rescue {server} off"))).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while lab.get(&path).await.ok()["server"]["rescue_enabled"] != false {
+        assert!(Instant::now() < deadline, "it is still enabled");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // It can be enabled again.
+    lab.done(lab.post(&format!("{path}/actions/enable_rescue"), json!({})).await).await;
 }
 
 #[tokio::test]

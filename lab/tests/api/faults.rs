@@ -1,6 +1,8 @@
 //! Faults.
 
-use serde_json::json;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
 
 use crate::client::{Lab, server_body};
 
@@ -54,6 +56,98 @@ async fn a_lost_answer_means_work_done() {
     assert_eq!(lab.get("/servers?name=s").await.ok()["servers"][0]["name"], "s");
     let again = lab.post("/servers", server_body("s", json!({}))).await;
     assert_eq!(again.refused(), (409, "uniqueness_error"), "whoever posts again without looking is told");
+}
+
+#[tokio::test]
+async fn a_slow_answer_is_held_back_and_the_work_is_done() {
+    let lab = Lab::start().await;
+    lab.post("/_lab/faults", json!({"kind": "slow_answer", "path": "/v1/servers", "delay_ms": 600_000})).await.ok();
+    let url = format!("{}/servers", lab.served.endpoint);
+    let request = lab.http.post(url).bearer_auth(&lab.token).json(&server_body("s", json!({})));
+    let impatient = request.timeout(Duration::from_millis(500)).send().await;
+    assert!(impatient.expect_err("there is no answer").is_timeout());
+    assert_eq!(lab.get("/servers?name=s").await.ok()["servers"][0]["name"], "s");
+    assert_eq!(lab.get("/_lab/faults").await.ok()["faults"][0]["struck"], 1);
+}
+
+#[tokio::test]
+async fn an_exhausted_rate_limit_refuses_all_until_it_is_lifted() {
+    let lab = Lab::start().await;
+    let fault = lab.post("/_lab/faults", json!({"kind": "rate_limit_exhausted"})).await.ok();
+    for _ in 0..3 {
+        let answer = lab.get("/servers").await;
+        assert_eq!(answer.refused(), (429, "rate_limit_exceeded"));
+        assert_eq!(answer.headers["ratelimit-remaining"], "0");
+    }
+    lab.delete(&format!("/_lab/faults/{}", fault["fault"]["id"])).await;
+    let answer = lab.get("/servers").await;
+    assert_ne!(answer.headers["ratelimit-remaining"], "0");
+    answer.ok();
+
+    let timed = json!({"kind": "rate_limit_exhausted", "for_seconds": 0.1});
+    assert_ne!(lab.post("/_lab/faults", timed).await.ok()["fault"]["until"], Value::Null);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while lab.get("/servers").await.status == 429 {
+        assert!(Instant::now() < deadline, "it does not lift itself");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_action_that_fails_has_had_no_effect() {
+    let lab = Lab::start().await;
+    let server = lab.server("s").await;
+    lab.post("/_lab/faults", json!({"kind": "action_error", "command": "stop_*", "message": "no hands"})).await.ok();
+    let stop = format!("/servers/{server}/actions/poweroff");
+    let (_, actions) = lab.end_of(lab.post(&stop, json!({})).await).await;
+    assert_eq!(actions[0]["error"], json!({"code": "action_failed", "message": "no hands"}));
+    assert_eq!(lab.get(&format!("/servers/{server}")).await.ok()["server"]["status"], "running");
+    assert!(!lab.served.backend.effects().iter().any(|e| e.starts_with("power_off")));
+    lab.done(lab.post(&stop, json!({})).await).await;
+}
+
+#[tokio::test]
+async fn a_stuck_action_goes_on_when_the_fault_is_lifted() {
+    let lab = Lab::start().await;
+    let server = lab.server("s").await;
+    let fault = lab.post("/_lab/faults", json!({"kind": "action_stuck", "command": "create_image"})).await.ok();
+    let image = lab.post(&format!("/servers/{server}/actions/create_image"), json!({})).await.ok();
+    // Whoever asks for the server meanwhile is told to wait; others are not touched.
+    let locked = lab.post(&format!("/servers/{server}/actions/poweroff"), json!({})).await;
+    assert_eq!(locked.refused(), (423, "locked"));
+    lab.server("other").await;
+    let action = format!("/actions/{}", image["action"]["id"]);
+    assert_eq!(lab.get(&action).await.ok()["action"]["status"], "running");
+    assert_eq!(lab.get("/_lab/faults").await.ok()["faults"][0]["struck"], 1);
+    lab.delete(&format!("/_lab/faults/{}", fault["fault"]["id"])).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while lab.get(&action).await.ok()["action"]["status"] != "success" {
+        assert!(Instant::now() < deadline, "it is still stuck");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_seed_that_was_told_repeats_what_is_struck() {
+    let lab = Lab::start().await;
+    let mut told = Value::Null;
+    let mut series = Vec::new();
+    for _ in 0..2 {
+        let fault =
+            json!({"kind": "api_error", "code": "conflict", "path": "/servers", "probability": 0.5, "seed": told});
+        let fault = lab.post("/_lab/faults", fault).await.ok()["fault"].clone();
+        told = fault["seed"].clone();
+        println!("seed {told}");
+        let mut struck = Vec::new();
+        for _ in 0..40 {
+            struck.push(lab.get("/servers").await.status);
+        }
+        series.push(struck);
+        lab.delete(&format!("/_lab/faults/{}", fault["id"])).await;
+    }
+    assert!(told.is_u64(), "a fault that was given no seed tells its own");
+    assert_eq!(series[0], series[1], "seed {told}");
+    assert!(series[0].contains(&409) && series[0].contains(&200), "{series:?}");
 }
 
 #[tokio::test]

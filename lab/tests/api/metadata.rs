@@ -49,6 +49,10 @@ async fn each_machine_learns_about_itself() {
         document.contains("hostname: \"m1\"\n") && document.contains(&format!("instance-id: {id}\n")),
         "{document}"
     );
+    // What cloud-init's source for Hetzner insists on.
+    let config = document.lines().find_map(|l| l.strip_prefix("network-config: ")).expect("a network's configuration");
+    let config: serde_json::Value = serde_json::from_str(config).expect("JSON");
+    assert_eq!((&config["version"], &config["config"][0]["name"]), (&json!(1), &json!("eth0")));
     let (_, networks) = ask(&lab, from, "/hetzner/v1/metadata/private-networks").await;
     assert!(networks.contains("- ip: 10.0.0.2\n") && networks.contains("subnet: 10.0.0.0/24\n"), "{networks}");
 

@@ -84,13 +84,34 @@ async fn wrong_volumes_are_refused() {
         (json!({"name": "v", "size": 10, "location": "fsn1", "server": 1}), "location"),
         (json!({"name": "v", "size": 10, "location": "fsn1", "format": "ntfs"}), "format"),
         (json!({"name": "v", "size": 10, "server": 4711}), "server"),
+        // There is nobody to mount it.
+        (json!({"name": "v", "size": 10, "location": "fsn1", "automount": true}), "automount"),
     ] {
         assert_eq!(lab.post("/volumes", body).await.wrong_field(), field);
     }
-    let automount = json!({"name": "v", "size": 10, "location": "fsn1", "automount": true});
-    assert_eq!(lab.post("/volumes", automount).await.refused().1, "unsupported_error");
     let taken = json!({"name": "taken", "size": 10, "location": "fsn1"});
     assert_eq!(lab.post("/volumes", taken).await.refused(), (409, "uniqueness_error"));
+}
+
+#[tokio::test]
+async fn a_server_mounts_its_volumes_only_if_asked() {
+    let lab = Lab::start().await;
+    let quiet = lab.volume("quiet", "fsn1").await;
+    let more = json!({"volumes": [lab.volume("first", "fsn1").await], "automount": true});
+    let body = lab.done(lab.post("/servers", server_body("s", more)).await).await;
+    let server = &body["server"]["id"];
+    let made = json!({"name": "second", "size": 10, "server": server, "format": "ext4", "automount": true});
+    lab.done(lab.post("/volumes", made).await).await;
+    lab.done(lab.post(&format!("/volumes/{quiet}/actions/attach"), json!({"server": server})).await).await;
+    let detached = lab.volume("third", "fsn1").await;
+    let attach = json!({"server": server, "automount": true});
+    // A server that mounts nothing has its volume nevertheless.
+    lab.served.backend.fail_next("automount_volume", "no such command");
+    lab.done(lab.post(&format!("/volumes/{detached}/actions/attach"), attach).await).await;
+    let effects = lab.served.backend.effects();
+    assert_eq!(effects.iter().filter(|e| e.starts_with("attach_volume")).count(), 4);
+    assert_eq!(effects.iter().filter(|e| e.starts_with("automount_volume")).count(), 3);
+    assert!(!effects.iter().any(|e| e.starts_with(&format!("automount_volume {quiet} "))));
 }
 
 #[tokio::test]

@@ -64,7 +64,7 @@ pub fn load_balancers_serve_who_is_well(stage: &Stage) {
     }
     let mut balancer = Balancer {
         stage,
-        spec: json!({"id": ID, "public_ipv4": PUBLIC, "public_ipv6": "2001:db8:7:7::", "private": [stage.network, "10.0.0.100"],
+        spec: json!({"id": ID, "location": "fsn1", "public_ipv4": PUBLIC, "public_ipv6": "2001:db8:7:7::", "private": [stage.network, "10.0.0.100"],
             "least_connections": false, "services": [], "targets": []}),
     };
     balancer.set(vec![], &[]);
