@@ -20,6 +20,8 @@ const SAMPLES_MAX: usize = 720;
 pub const EVERY_SECONDS: i64 = 10;
 /// Most points of an answer.
 const POINTS_MAX: i64 = 500;
+/// How many there are at most if no step is asked for.
+const POINTS: i64 = 200;
 
 /// What was counted when, by kind and id.
 #[derive(Debug, Default)]
@@ -107,16 +109,15 @@ fn period(listing: &Listing) -> ApiResult<(i64, i64, i64)> {
     if end < start {
         return Err(ApiError::field("end", "must not be before 'start'"));
     }
+    let least = |points: i64| ((end - start) as u64).div_ceil(points as u64).max(1) as i64;
     let step = match listing.first("step") {
-        None => ((end - start) / POINTS_MAX).max(1),
+        None => least(POINTS),
         Some(text) => {
             let wrong = || ApiError::field("step", "must be a number of seconds from 1");
-            text.parse::<f64>().ok().map(|s| s as i64).filter(|s| *s >= 1).ok_or_else(wrong)?
+            let step = text.parse::<f64>().ok().map(|s| s as i64).filter(|s| *s >= 1).ok_or_else(wrong)?;
+            step.max(least(POINTS_MAX))
         }
     };
-    if (end - start) / step > POINTS_MAX {
-        return Err(ApiError::field("step", format!("must not make more than {POINTS_MAX} points")));
-    }
     Ok((start, end, step))
 }
 

@@ -183,6 +183,12 @@ async fn servers_life(lab: &Lab, server: &Life<'_>, key: u64, group: u64, networ
     let query = "start=2020-01-01T00:00:00Z&end=2040-01-01T00:00:00%2B00:00";
     let metrics = lab.get(&format!("{path}/metrics?type=cpu,disk&type=network&{query}")).await.ok();
     assert_eq!(metrics["metrics"]["time_series"].as_object().unwrap().len(), 9);
+    // Whoever asks for more points than are answered at most gets fewer, with or without a step of his own.
+    for (step, least) in [("", 9), ("&step=1", 4)] {
+        let half_an_hour = "type=cpu&start=2026-01-01T00:00:00Z&end=2026-01-01T00:30:00Z";
+        let metrics = lab.get(&format!("{path}/metrics?{half_an_hour}{step}")).await.ok();
+        assert_eq!(metrics["metrics"]["step"], least, "{step}");
+    }
 }
 
 async fn balancers_life(lab: &Lab, server: u64, network: u64) {

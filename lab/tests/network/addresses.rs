@@ -47,7 +47,7 @@ pub fn ipv6_is_there_as_at_hetzner(stage: &Stage) {
     // Nobody speaks with another's address.
     let stolen = format!("{other}7");
     let steal = format!(
-        "ip addr add {stolen}/128 dev lo; \
+        "ip addr add {stolen}/128 dev lo nodad; \
          curl -gs --max-time 1 --interface {stolen} 'http://[2001:db8:ffff:101::2]:1/'; echo $?"
     );
     assert_eq!(lab.ok("server:web", &steal), "28", "silence, not a refusal");

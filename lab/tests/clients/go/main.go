@@ -117,7 +117,7 @@ func live(ctx context.Context, client *hcloud.Client) {
 	wait(rescue.Action)
 	act(client.Server.DisableRescue(ctx, server))
 	metrics := must(client.Server.GetMetrics(ctx, server, hcloud.ServerGetMetricsOpts{
-		Types: []hcloud.ServerMetricType{hcloud.ServerMetricCPU}, Start: time.Now().Add(-time.Minute), End: time.Now(),
+		Types: []hcloud.ServerMetricType{hcloud.ServerMetricCPU}, Start: time.Now().Add(-30 * time.Minute), End: time.Now(),
 	}))
 	expect(metrics != nil, "metrics", metrics)
 
@@ -141,6 +141,7 @@ func live(ctx context.Context, client *hcloud.Client) {
 	wait(balancer.Action)
 	act(client.LoadBalancer.AddServerTarget(ctx, balancer.LoadBalancer, hcloud.LoadBalancerAddServerTargetOpts{Server: server, UsePrivateIP: &yes}))
 	act(client.LoadBalancer.ChangeAlgorithm(ctx, balancer.LoadBalancer, hcloud.LoadBalancerChangeAlgorithmOpts{Type: hcloud.LoadBalancerAlgorithmTypeLeastConnections}))
+	act(client.LoadBalancer.RemoveServerTarget(ctx, balancer.LoadBalancer, server))
 	act(client.LoadBalancer.DetachFromNetwork(ctx, balancer.LoadBalancer, hcloud.LoadBalancerDetachFromNetworkOpts{Network: network}))
 
 	_, err = client.Volume.Delete(ctx, &hcloud.Volume{ID: 1})
