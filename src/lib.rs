@@ -22,6 +22,7 @@ pub mod etcd;
 pub mod hetzner;
 pub mod journal;
 pub mod kube;
+pub mod lease;
 pub mod machines;
 pub mod observe;
 pub mod plan;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use chaos_tests::memory::{Machine, MemoryWorld};
 use hk_dr::config::{Cluster, SHIPPED, load_runbook, parse};
 use hk_dr::drawing::{Course, Wanted, draw_plan, look_for_drift};
-use hk_dr::engine::{Engine, Run, RunError, Silent};
+use hk_dr::engine::{Engine, Open, Run, RunError, Silent};
 use hk_dr::journal::{JournalError, MemoryJournal, RunStatus};
 use hk_dr::plan::{DestroyChoice, Plan, RebuildChoice, RunbookChoice};
 use hk_dr::ports::{Cloud, ObjectStore};
@@ -28,7 +28,12 @@ async fn draw(world: &MemoryWorld, wanted: &Wanted) -> Plan {
 async fn process(world: &MemoryWorld, plan: &Plan, journal: MemoryJournal) -> Result<(), RunError> {
     let events = journal.events();
     let mut run = Run::open(&plan.id, plan, Box::new(journal), &events)?;
-    let engine = Engine { registry: Arc::new(Registry::standard()), world: world.world(), progress: Arc::new(Silent) };
+    let engine = Engine {
+        registry: Arc::new(Registry::standard()),
+        world: world.world(),
+        progress: Arc::new(Silent),
+        gate: Arc::new(Open),
+    };
     let result = engine.execute(plan, &mut run).await;
     if result.is_ok() {
         assert_eq!(run.state.status(), RunStatus::Finished);

@@ -4,22 +4,26 @@
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::connect::Connected;
 use super::display::StepLines;
+use super::hold::{Held, hold};
 use super::runbook::Measured;
 use super::{CliError, Context, ExitKind};
 use crate::config::Cluster;
 use crate::drawing::{Course, DrawError, Wanted, draw_plan};
 use crate::engine::{Engine, Run, RunError};
-use crate::journal::{Body, FileJournal, JournalError, RunState};
+use crate::journal::{Body, Event, FileJournal, JournalError, Mirror, MirroredJournal, RunState};
 use crate::plan::{DestroyChoice, Plan, PlanError, Purpose, RebuildChoice, RunbookChoice};
 use crate::ports::ErrorCode;
 use crate::runs::{RunDir, Runs};
-use crate::steps::{Registry, World};
+use crate::steps::Registry;
 
 /// Plans of one run that may replace one another: one per location that fails, and one to spare.
 const PLANS_MAX: usize = 8;
+/// How long the end of a run may be held up for the bucket to get the rest of its journal.
+const MIRRORED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Observes and plans. Touches nothing.
 pub async fn draw(connected: &Connected, wanted: &Wanted, course: &Course) -> Result<Plan, CliError> {
@@ -92,16 +96,33 @@ pub struct Manner {
 pub fn draw_and_execute(context: &Context, wanted: &Wanted, manner: &Manner) -> Result<Option<String>, CliError> {
     let connected = super::connect::connect(context)?;
     context.block_on(async {
-        connected.bucket.ensure_bucket().await?;
-        let plan = draw(&connected, wanted, &Course::default()).await?;
-        if plan.steps.is_empty() {
-            return Ok(None);
-        }
-        confirm(context, &plan, manner)?;
-        let runs = Runs::of(&context.state_dir(), &connected.world.cluster.name);
-        let dir = runs.create(&plan, &connected.declared.text)?;
-        follow(context, &connected, wanted, plan, dir, manner).await.map(Some)
+        // Held from before the first look: nobody changes what the plan is drawn from.
+        let held = hold(context, &connected, &purpose(wanted), false).await?;
+        let drawn = async {
+            let plan = draw(&connected, wanted, &Course::default()).await?;
+            if plan.steps.is_empty() {
+                return Ok(None);
+            }
+            confirm(context, &plan, manner)?;
+            let runs = Runs::of(&context.state_dir(), &connected.world.cluster.name);
+            let dir = runs.create(&plan, &connected.declared.text)?;
+            follow(context, &connected, &held, wanted, plan, dir, manner).await.map(Some)
+        };
+        let result = drawn.await;
+        held.release().await;
+        result
     })
+}
+
+/// What others are told who want to change the cluster meanwhile.
+fn purpose(wanted: &Wanted) -> String {
+    match wanted {
+        Wanted::Build => "build".into(),
+        Wanted::Rebuild(_) => "rebuild".into(),
+        Wanted::Runbook(choice) => format!("runbook {}", choice.runbook.name),
+        Wanted::Destroy(_) => "destroy".into(),
+        Wanted::Certificates { .. } => "certificates renew".into(),
+    }
 }
 
 /// Executes a plan that was shown and agreed to. Returns the id of the last run.
@@ -112,13 +133,26 @@ pub fn execute_drawn(
     plan: Plan,
     manner: &Manner,
 ) -> Result<String, CliError> {
-    let runs = Runs::of(&context.state_dir(), &connected.world.cluster.name);
-    let dir = runs.create(&plan, &connected.declared.text)?;
-    context.block_on(follow(context, connected, wanted, plan, dir, manner))
+    context.block_on(async {
+        let held = hold(context, connected, &purpose(wanted), false).await?;
+        let runs = Runs::of(&context.state_dir(), &connected.world.cluster.name);
+        let result = match runs.create(&plan, &connected.declared.text) {
+            Ok(dir) => follow(context, connected, &held, wanted, plan, dir, manner).await,
+            Err(error) => Err(error.into()),
+        };
+        held.release().await;
+        result
+    })
 }
 
 /// Continues the run of a plan. Returns the id of the last run.
-pub async fn resume(context: &Context, connected: &Connected, plan: Plan, dir: RunDir) -> Result<String, CliError> {
+pub async fn resume(
+    context: &Context,
+    connected: &Connected,
+    held: &Held,
+    plan: Plan,
+    dir: RunDir,
+) -> Result<String, CliError> {
     let wanted = match plan.purpose {
         Purpose::Build => Wanted::Build,
         // Whatever is planned anew asks again for what is still to be renewed.
@@ -138,13 +172,14 @@ pub async fn resume(context: &Context, connected: &Connected, plan: Plan, dir: R
             Wanted::Runbook(RunbookChoice { runbook: run.runbook, servers: run.servers })
         }
     };
-    follow(context, connected, &wanted, plan, dir, &Manner::default()).await
+    follow(context, connected, held, &wanted, plan, dir, &Manner::default()).await
 }
 
 /// Executes a plan and, when a location turns out to have no capacity, the plan that replaces it.
 async fn follow(
     context: &Context,
     connected: &Connected,
+    held: &Held,
     wanted: &Wanted,
     mut plan: Plan,
     mut dir: RunDir,
@@ -154,7 +189,7 @@ async fn follow(
     let mut course = Course::default();
     let mut all_made = Vec::new();
     for _ in 0..PLANS_MAX {
-        let Err(failed) = measure(context, connected, &plan, &dir, manner).await? else { return Ok(plan.id) };
+        let Err(failed) = measure(context, connected, held, &plan, &dir, manner).await? else { return Ok(plan.id) };
         let Some(location) = location_without_capacity(&plan, &failed) else { return Err(stopped(&plan, failed)) };
         note(context, &format!("{location} has no capacity: planning again without it"));
         course.unavailable.insert(location);
@@ -164,7 +199,7 @@ async fn follow(
         let next = draw(connected, wanted, &course).await.map_err(|e| left_behind(e, &all_made))?;
         // The new run exists before the old one is given up: whenever this dies, one of them can be resumed.
         let next_dir = runs.create(&next, &connected.declared.text)?;
-        abandon(&connected.world, &plan, &dir, &next)?;
+        abandon(connected, &plan, &dir, &format!("replaced by plan {}", next.id)).await?;
         (plan, dir) = (next, next_dir);
     }
     let gave_up = format!("gave up after {PLANS_MAX} plans: no location has capacity");
@@ -175,15 +210,16 @@ async fn follow(
 async fn measure(
     context: &Context,
     connected: &Connected,
+    held: &Held,
     plan: &Plan,
     dir: &RunDir,
     manner: &Manner,
 ) -> Result<Result<(), RunError>, CliError> {
     if plan.purpose != Purpose::Runbook {
-        return Ok(execute(context, &connected.world, plan, dir, manner).await);
+        return Ok(execute(context, connected, held, plan, dir, manner).await);
     }
     let measured = Measured::begin(context, connected, plan, dir).await;
-    let result = execute(context, &connected.world, plan, dir, manner).await;
+    let result = execute(context, connected, held, plan, dir, manner).await;
     let concluded = measured.conclude(context, connected, plan, dir, result.is_ok()).await;
     match result {
         Ok(()) => concluded.map(Ok),
@@ -193,22 +229,63 @@ async fn measure(
 }
 
 /// Executes a plan from its run directory, from the beginning or from where it stopped.
-async fn execute(context: &Context, world: &World, plan: &Plan, dir: &RunDir, manner: &Manner) -> Result<(), RunError> {
+async fn execute(
+    context: &Context,
+    connected: &Connected,
+    held: &Held,
+    plan: &Plan,
+    dir: &RunDir,
+    manner: &Manner,
+) -> Result<(), RunError> {
     let (journal, events) = FileJournal::open(&dir.journal())?;
-    let journal = super::crash::wrap(journal);
+    let mut journal = super::crash::wrap(journal);
+    // Who deletes all that the bucket has of the cluster does not write there meanwhile.
+    let mirror = match plan.steps.iter().any(|s| s.kind == "backups.delete") {
+        true => None,
+        false => Some(Arc::new(mirror(connected, plan, dir, &events)?)),
+    };
+    if let Some(mirror) = &mirror {
+        journal = Box::new(MirroredJournal { journal, mirror: Arc::clone(mirror) });
+    }
     let mut run = Run::open(&plan.id, plan, journal, &events)?;
     let progress = Arc::new(StepLines::new(context, plan, manner.step));
-    let engine = Engine { registry: Arc::new(Registry::standard()), world: world.clone(), progress };
-    engine.execute(plan, &mut run).await
+    let (registry, gate) = (Arc::new(Registry::standard()), held.gate(context, mirror.clone()));
+    let engine = Engine { registry, world: connected.world.clone(), progress, gate };
+    let result = engine.execute(plan, &mut run).await;
+    if let Some(mirror) = mirror
+        && let Some(missing) = mirror.finish(MIRRORED_WITHIN).await
+    {
+        let kept = dir.journal();
+        note(
+            context,
+            &format!(
+                "warning: the bucket lacks the end of this run's journal, which is in {}: {missing}",
+                kept.display()
+            ),
+        );
+    }
+    result
 }
 
-fn abandon(world: &World, plan: &Plan, dir: &RunDir, next: &Plan) -> Result<(), CliError> {
-    let give_up = || -> Result<(), RunError> {
+fn mirror(connected: &Connected, plan: &Plan, dir: &RunDir, events: &[Event]) -> Result<Mirror, RunError> {
+    let (text, declaration) = dir.texts()?;
+    let (store, cluster) = (Arc::clone(&connected.world.store), &connected.declared.cluster.name);
+    Ok(Mirror::start(store, cluster, &plan.id, text, declaration, events))
+}
+
+/// Records that a run will not be continued, here and in the bucket.
+async fn abandon(connected: &Connected, plan: &Plan, dir: &RunDir, reason: &str) -> Result<(), CliError> {
+    let give_up = async {
         let (journal, events) = FileJournal::open(&dir.journal())?;
-        let mut run = Run::open(&plan.id, plan, Box::new(journal), &events)?;
-        run.record(world, Body::RunAbandoned { reason: format!("replaced by plan {}", next.id) })
+        let mirror = Arc::new(mirror(connected, plan, dir, &events)?);
+        let journal = Box::new(MirroredJournal { journal: Box::new(journal), mirror: Arc::clone(&mirror) });
+        let mut run = Run::open(&plan.id, plan, journal, &events)?;
+        run.record(&connected.world, Body::RunAbandoned { reason: reason.to_owned() })?;
+        // What the bucket lacks now, it gets when this place looks at the run again; nobody waits for that.
+        let _ = mirror.finish(MIRRORED_WITHIN).await;
+        Ok(())
     };
-    give_up().map_err(|e| stopped(plan, e))
+    give_up.await.map_err(|e| stopped(plan, e))
 }
 
 fn location_without_capacity(plan: &Plan, error: &RunError) -> Option<String> {
@@ -227,7 +304,7 @@ fn location_without_capacity(plan: &Plan, error: &RunError) -> Option<String> {
 /// The error of a run that stopped midway.
 pub fn stopped(plan: &Plan, error: RunError) -> CliError {
     let hint = match &error {
-        RunError::Step { source, .. } => source.hint.clone(),
+        RunError::Step { source, .. } | RunError::Refused { source, .. } => source.hint.clone(),
         _ => None,
     };
     let kind = match &error {

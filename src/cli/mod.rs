@@ -19,6 +19,7 @@ mod drift;
 mod drive;
 mod error;
 mod get;
+mod hold;
 mod init;
 mod keys;
 mod kubeconfig;

@@ -12,7 +12,7 @@ use crate::config::Verb;
 use crate::drawing::{Course, Wanted};
 use crate::plan::{Plan, RunbookChoice};
 
-pub(super) use conclude::{Measured, earlier_runs};
+pub(super) use conclude::{Measured, earlier_runs, who};
 pub(super) use show::render;
 
 /// Rehearse or recover by a runbook: list, show, plan, run, validate.

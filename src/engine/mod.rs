@@ -1,6 +1,7 @@
 //! Executes a plan through the journal. It makes no choices: it starts every step whose needs have finished, several at a
 //! time, records each intent before its effect, retries what may pass, and stops at what may not.
 
+mod gate;
 mod progress;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use crate::plan::{Plan, Step};
 use crate::ports::{ErrorClass, ErrorCode, PortError};
 use crate::steps::{Observed, Registry, StepContext, UnknownStep, World};
 
+pub use gate::{Gate, Open};
 pub use progress::{Progress, Silent};
 
 /// Steps under way at once: enough for the slowest part (machines booting), few enough for the cloud's rate limit.
@@ -32,11 +34,15 @@ pub enum RunError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     #[error(transparent)]
+    Port(#[from] PortError),
+    #[error(transparent)]
     Unknown(#[from] UnknownStep),
     #[error(transparent)]
     Illegal(#[from] IllegalTransition),
     #[error("step {0} was not permitted; it was not begun")]
     Declined(String),
+    #[error("{title} was not begun: {source}")]
+    Refused { title: String, source: PortError },
     #[error("the plan can't be executed: step {0} waits for one that can't start")]
     Stuck(String),
 }
@@ -46,6 +52,8 @@ pub struct Engine {
     pub registry: Arc<Registry>,
     pub world: World,
     pub progress: Arc<dyn Progress>,
+    /// Asked before each step.
+    pub gate: Arc<dyn Gate>,
 }
 
 /// A run: its id, its journal, and the state the journal adds up to.
@@ -108,8 +116,8 @@ impl Engine {
         let mut failure: Option<RunError> = None;
         loop {
             if failure.is_none() {
-                match self.start_ready(&plan, run, &mut running, &mut attempts_here, &mut under_way) {
-                    Err(declined @ RunError::Declined(_)) => failure = Some(declined),
+                match self.start_ready(&plan, run, &mut running, &mut attempts_here, &mut under_way).await {
+                    Err(no @ (RunError::Declined(_) | RunError::Refused { .. })) => failure = Some(no),
                     other => other?,
                 }
             }
@@ -150,7 +158,7 @@ impl Engine {
         run.record(&self.world, Body::RunFinished)
     }
 
-    fn start_ready(
+    async fn start_ready(
         &self,
         plan: &Arc<Plan>,
         run: &mut Run,
@@ -170,6 +178,8 @@ impl Engine {
             if !self.progress.permits(step) {
                 return Err(RunError::Declined(step.title.clone()));
             }
+            let entered = self.gate.enter(step).await;
+            entered.map_err(|source| RunError::Refused { title: step.title.clone(), source })?;
             run.record(&self.world, Body::StepStarted { step: step.id.clone(), attempt })?;
             self.progress.started(step);
             let outputs: BTreeMap<String, Value> = needed_outputs(plan, run);

@@ -2,9 +2,11 @@
 //! event is on disk before the effect it announces begins.
 
 mod event;
+mod mirror;
 mod run;
 mod store;
 
 pub use event::{Body, Event, JOURNAL_FORMAT};
+pub use mirror::{Mirror, Mirrored, MirroredJournal, mirrored_runs, read_mirrored};
 pub use run::{IllegalTransition, RunState, RunStatus, StepState};
 pub use store::{FileJournal, Journal, JournalError, MemoryJournal};

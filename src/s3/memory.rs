@@ -127,6 +127,11 @@ impl MemoryStore {
         self.lock().open_uploads
     }
 
+    /// How often an operation was called so far.
+    pub fn calls(&self, operation: Operation) -> u64 {
+        self.lock().calls.get(&operation).copied().unwrap_or_default()
+    }
+
     /// Keys of all objects, in order.
     pub fn keys(&self) -> Vec<String> {
         self.lock().objects.keys().cloned().collect()

@@ -1,12 +1,12 @@
 //! One writer at a time. Whoever begins to write takes the lease by a conditional put; whoever held it notices at its next
 //! renewal and stops. Segments of different writers never share a key, so nothing is lost in between.
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::index::{DOCUMENT_BYTES_MAX, EpochDocument, Index};
 use super::segment::{FORMAT, prefix};
+use crate::lease::{put_document, read_document};
 use crate::ports::{Clock, ErrorCode, ObjectStore, PortError, PortResult, PutCondition};
 
 /// Attempts to take the lease while others try the same.
@@ -41,22 +41,10 @@ impl LeaseDocument {
     /// Reads it with its etag.
     pub(super) async fn read(store: &dyn ObjectStore, cluster: &str) -> PortResult<Option<(Self, String)>> {
         let key = Self::key(cluster);
-        for _ in 0..ATTEMPTS {
-            // The etag must be that of what was read: it is asked before and after.
-            let before = match store.head(&key).await {
-                Err(e) if e.code == ErrorCode::NotFound => return Ok(None),
-                other => other?,
-            };
-            let bytes = store.get(&key, DOCUMENT_BYTES_MAX).await?;
-            if store.head(&key).await?.etag == before.etag {
-                let document = serde_json::from_slice(&bytes).map_err(|e| {
-                    PortError::new(ErrorCode::Corrupt, format!("{key} is damaged: {e}"))
-                        .hint("no segment was touched; remove that object and start `hk-dr log ship` again")
-                })?;
-                return Ok(Some((document, before.etag)));
-            }
-        }
-        Err(PortError::new(ErrorCode::Locked, format!("{key} changes faster than it can be read")))
+        read_document(store, &key, DOCUMENT_BYTES_MAX).await.map_err(|e| match e.code {
+            ErrorCode::Corrupt => e.hint("no segment was touched; remove that object and start `hk-dr log ship` again"),
+            _ => e,
+        })
     }
 }
 
@@ -98,7 +86,7 @@ impl Lease {
                 stopped: false,
                 problem: None,
             };
-            let etag = match put(store, &LeaseDocument::key(cluster), &document, condition).await {
+            let etag = match put_document(store, &LeaseDocument::key(cluster), &document, condition).await {
                 Ok(etag) => etag,
                 Err(e) if e.code == ErrorCode::Conflict => continue,
                 Err(e) => return Err(e),
@@ -113,9 +101,9 @@ impl Lease {
                 recipients: recipients.clone(),
             };
             let key = EpochDocument::key(cluster, epoch);
-            put(store, &key, &own, PutCondition::Absent).await?;
+            put_document(store, &key, &own, PutCondition::Absent).await?;
             // The same put again must be refused: a bucket that accepts it would let two writers overwrite each other.
-            match put(store, &key, &own, PutCondition::Absent).await {
+            match put_document(store, &key, &own, PutCondition::Absent).await {
                 Err(e) if e.code == ErrorCode::Conflict => {}
                 Err(e) => return Err(e),
                 Ok(_) => {
@@ -136,7 +124,7 @@ impl Lease {
     pub async fn renew(&mut self, store: &dyn ObjectStore, clock: &dyn Clock) -> PortResult<()> {
         self.document.renewed_at = clock.now();
         let key = LeaseDocument::key(&self.cluster);
-        match put(store, &key, &self.document, PutCondition::Match(self.etag.clone())).await {
+        match put_document(store, &key, &self.document, PutCondition::Match(self.etag.clone())).await {
             Ok(etag) => {
                 self.etag = etag;
                 Ok(())
@@ -163,15 +151,4 @@ fn superseded(own: &LeaseDocument, by: &str, epoch: u64) -> PortError {
     let message = format!("the log has another writer now: {by} (epoch {epoch}); this one (epoch {}) stops", own.epoch);
     PortError::new(ErrorCode::Conflict, message)
         .hint("nothing is lost: the other one continues where this one's segments end; keep only one of them running")
-}
-
-async fn put(
-    store: &dyn ObjectStore,
-    key: &str,
-    document: &impl Serialize,
-    condition: PutCondition,
-) -> PortResult<String> {
-    let text = serde_json::to_vec_pretty(document)
-        .map_err(|e| PortError::new(ErrorCode::Invalid, format!("write {key}: {e}")))?;
-    Ok(store.put(key, Bytes::from(text), condition).await?.etag)
 }

@@ -102,7 +102,8 @@ fn draw_up(
     ))
 }
 
-fn who() -> String {
+/// The person and the machine, for people.
+pub fn who() -> String {
     let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "unknown".into());
     let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{user}@{}", machine.trim())
