@@ -122,6 +122,7 @@ fn purpose(wanted: &Wanted) -> String {
         Wanted::Runbook(choice) => format!("runbook {}", choice.runbook.name),
         Wanted::Destroy(_) => "destroy".into(),
         Wanted::Certificates { .. } => "certificates renew".into(),
+        Wanted::Workers(_) => "workers".into(),
     }
 }
 
