@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::distribution::server_name;
-use crate::distribution::upstream::{Role, config_digest, needed};
+use crate::distribution::upstream::{Role, config_digest, needed, vpn_digest};
 use crate::observe::{Depth, observe};
 use crate::plan::{
     Basis, DestroyChoice, Drift, Inventory, LINEAGE_LABEL, Plan, PlanError, RebuildChoice, RunbookChoice,
     WorkersChoice, drift, plan_build, plan_build_with, plan_certificates, plan_destroy, plan_rebuild, plan_runbook,
 };
-use crate::ports::{PortError, PortResult};
+use crate::ports::{ErrorCode, PortError, PortResult};
 use crate::steps::World;
 
 /// What is wanted.
@@ -157,8 +157,16 @@ async fn digests(world: &World) -> PortResult<BTreeMap<String, String>> {
     let (cluster, secrets) = (&world.cluster, world.secrets().await?);
     let masters = cluster.masters.iter().map(|m| (&m.name, Role::Master));
     let workers = cluster.workers.iter().map(|w| (&w.name, Role::Worker));
-    Ok(masters
+    let mut digests: BTreeMap<String, String> = masters
         .chain(workers)
         .map(|(name, role)| (server_name(cluster, name), config_digest(cluster, &secrets, role, name)))
-        .collect())
+        .collect();
+    if let Some(vpn) = &cluster.vpn {
+        let digest = vpn_digest(cluster, vpn, &secrets).map_err(|e| {
+            PortError::new(ErrorCode::Invalid, e.to_string())
+                .hint("this cluster was founded by an hk-dr that knew no VPN; nothing was touched")
+        })?;
+        digests.insert(server_name(cluster, &vpn.name), digest);
+    }
+    Ok(digests)
 }

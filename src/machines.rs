@@ -69,8 +69,7 @@ impl Machines for ShellMachines {
         self.shell.wait_ready(host, deadline).await.map_err(|e| e.context(format!("reaching {}", host.name)))
     }
 
-    async fn probe(&self, host: &Host, master: bool) -> PortResult<NodeProbe> {
-        let role = if master { Role::Master } else { Role::Worker };
+    async fn probe(&self, host: &Host, role: Role) -> PortResult<NodeProbe> {
         let output = self.run(host, "looking around", &upstream::probe_script(role), QUICK).await?;
         let probe: Probe = serde_json::from_slice(&output.stdout).map_err(|e| {
             PortError::new(ErrorCode::Invalid, format!("{} answered the probe with something else: {e}", host.name))
@@ -161,6 +160,7 @@ impl Machines for ShellMachines {
             Service::ApiServer => upstream::start_apiserver_script(),
             Service::Controllers => upstream::start_controllers_script(),
             Service::Worker => upstream::start_worker_script(),
+            Service::Vpn => upstream::apply_vpn_script(),
         };
         self.run(host, &format!("starting {}", service.units().join(" and ")), &script, QUICK).await.map(|_| ())
     }

@@ -7,6 +7,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
 use crate::distribution::server_name;
+use crate::distribution::upstream::Role;
 use crate::plan::{Inventory, NAME_LABEL, OWNER_LABEL, ROLE_LABEL};
 use crate::ports::{Collection, ErrorCode, EtcdEndpoint, NodeProbe, PortResult, Server, SnapshotInfo};
 use crate::steps::{ServerOutput, World};
@@ -30,12 +31,13 @@ pub enum Depth {
 pub async fn observe(world: &World, depth: Depth) -> PortResult<Inventory> {
     let cluster = &world.cluster;
     let selector = format!("{OWNER_LABEL}=={}", cluster.name);
-    let (servers, volumes, network, placement_group, ssh_key) = tokio::try_join!(
+    let (servers, volumes, network, placement_group, ssh_key, firewalls) = tokio::try_join!(
         world.cloud.servers(&selector),
         world.cloud.volumes(&selector),
         world.cloud.network_by_name(&cluster.name),
         async { world.cloud.placement_group_by_name(&format!("{}-masters", cluster.name)).await },
         world.cloud.ssh_key_by_name(&cluster.name),
+        world.cloud.firewalls(&selector),
     )?;
     let mut foreign = Vec::new();
     let mut check = |what: &str, owned: Option<bool>| {
@@ -56,6 +58,7 @@ pub async fn observe(world: &World, depth: Depth) -> PortResult<Inventory> {
         network,
         placement_group,
         ssh_key,
+        firewalls,
         foreign,
         probes: BTreeMap::new(),
         silent: BTreeMap::new(),
@@ -82,6 +85,7 @@ pub async fn observe(world: &World, depth: Depth) -> PortResult<Inventory> {
 async fn foreign_servers(world: &World, owned: &[Server]) -> PortResult<Vec<String>> {
     let cluster = &world.cluster;
     let names = cluster.masters.iter().map(|m| &m.name).chain(cluster.workers.iter().map(|w| &w.name));
+    let names = names.chain(cluster.vpn.iter().map(|v| &v.name));
     let mut foreign = Vec::new();
     for name in names.map(|n| server_name(cluster, n)) {
         if owned.iter().any(|s| s.name == name) {
@@ -118,9 +122,13 @@ async fn probe_machines(world: &World, inventory: &mut Inventory) {
         .iter()
         .map(|server| async move {
             let work = async {
-                let host = ServerOutput::of(server).map_err(|e| e.message)?.host();
-                let master = server.labels.get(ROLE_LABEL).is_some_and(|r| r == "master");
-                world.machines.probe(&host, master).await.map_err(|e| e.message)
+                let host = ServerOutput::of(&world.cluster, server).map_err(|e| e.message)?.host();
+                let role = match server.labels.get(ROLE_LABEL).map(String::as_str) {
+                    Some("master") => Role::Master,
+                    Some("vpn") => Role::Vpn,
+                    _ => Role::Worker,
+                };
+                world.machines.probe(&host, role).await.map_err(|e| e.message)
             };
             let answer: Result<NodeProbe, String> = tokio::time::timeout(PROBE_WITHIN, work)
                 .await
@@ -148,7 +156,7 @@ fn endpoints(world: &World, inventory: &Inventory) -> Vec<EtcdEndpoint> {
         .filter_map(|s| {
             let name = s.labels.get(NAME_LABEL)?;
             let master = world.cluster.masters.iter().find(|m| m.name == *name)?;
-            let host = ServerOutput::of(s).ok()?.host();
+            let host = ServerOutput::of(&world.cluster, s).ok()?.host();
             Some(EtcdEndpoint { name: master.name.clone(), host, address: master.address })
         })
         .collect()

@@ -11,6 +11,8 @@ mod etcd;
 mod kube;
 mod machines;
 mod objects;
+mod perimeter;
+mod reach;
 mod shell;
 
 pub use cloud::*;
@@ -20,6 +22,8 @@ pub use etcd::*;
 pub use kube::*;
 pub use machines::*;
 pub use objects::*;
+pub use perimeter::*;
+pub use reach::*;
 pub use shell::*;
 
 /// The only source of time outside the command line.

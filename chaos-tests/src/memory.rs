@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use hk_dr::config::Cluster;
 use hk_dr::distribution::pki::ClusterSecrets;
-use hk_dr::distribution::upstream::{NODE_FILE, NodeRecord};
+use hk_dr::distribution::upstream::{NODE_FILE, NodeRecord, Role};
 use hk_dr::hetzner::FakeCloud;
 use hk_dr::ports::{
     Artifacts, Backups, Binary, ByteStream, CertificateFound, ClientTls, Clock, Cloud, Dialer, ErrorCode, Etcd,
@@ -168,11 +168,16 @@ impl MemoryWorld {
         }
     }
 
+    /// The same world after Git has changed.
+    pub fn with(&self, cluster: &Cluster) -> Self {
+        Self { cluster: cluster.clone(), ..self.clone() }
+    }
+
     /// The machines of the servers that exist now, by server name.
     pub async fn machines(&self) -> BTreeMap<String, Machine> {
         let mut machines = BTreeMap::new();
         for server in self.cloud.servers("").await.expect("the cloud in memory answers") {
-            let host = hk_dr::steps::ServerOutput::of(&server).expect("made by hk-dr").host();
+            let host = hk_dr::steps::ServerOutput::of(&self.cluster, &server).expect("made by hk-dr").host();
             machines.insert(server.name, self.lock().machines.get(&host.host_key_sha256).cloned().unwrap_or_default());
         }
         machines
@@ -205,7 +210,17 @@ impl MemoryWorld {
     async fn change<T>(&self, host: &Host, how: impl FnOnce(&mut Machine) -> PortResult<T>) -> PortResult<T> {
         moment().await;
         let name = &host.name;
-        let server = self.cloud.server_by_name(name).await?.filter(|s| s.public_ipv4 == Some(host.address));
+        if let Some(vpn) = self.cluster.vpn.as_ref().map(|v| format!("{}-{}", self.cluster.name, v.name))
+            && self.cloud.server_by_name(&vpn).await?.is_none()
+            && self.cloud.server_by_name(name).await?.is_none_or(|s| s.public_ipv4.is_none())
+        {
+            return Err(PortError::new(ErrorCode::Unreachable, format!("no way to {name} without {vpn}")));
+        }
+        let at = |s: &hk_dr::ports::Server| {
+            let private = s.private.iter().any(|p| p.address == host.address);
+            if self.cluster.vpn.is_some() { private } else { s.public_ipv4 == Some(host.address) }
+        };
+        let server = self.cloud.server_by_name(name).await?.filter(at);
         let Some(server) = server.filter(|s| s.status == ServerStatus::Running) else {
             return Err(PortError::new(ErrorCode::Unreachable, format!("{name} does not answer")));
         };
@@ -282,7 +297,7 @@ impl Machines for MemoryWorld {
         self.change(host, |_| Ok(())).await
     }
 
-    async fn probe(&self, host: &Host, _: bool) -> PortResult<NodeProbe> {
+    async fn probe(&self, host: &Host, _: Role) -> PortResult<NodeProbe> {
         self.change(host, |m| {
             let units = m.services.iter().flat_map(|s| s.units()).map(|u| (*u).to_owned());
             let until = (m.certificate_days > 0).then(|| in_days(m.certificate_days));

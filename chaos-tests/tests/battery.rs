@@ -10,7 +10,7 @@ use hk_dr::drawing::{Course, Wanted, draw_plan, look_for_drift};
 use hk_dr::engine::{Engine, Open, Run, RunError, Silent};
 use hk_dr::journal::{JournalError, MemoryJournal, RunStatus};
 use hk_dr::plan::{DestroyChoice, Plan, RebuildChoice, RunbookChoice};
-use hk_dr::ports::{Cloud, ObjectStore};
+use hk_dr::ports::{Cloud, ObjectStore, Perimeter};
 use hk_dr::steps::Registry;
 
 #[path = "battery/life.rs"]
@@ -18,6 +18,11 @@ mod life;
 
 fn cluster() -> Cluster {
     parse(include_str!("../../examples/demo/cluster.yaml"), "cluster.yaml").expect("the demo's cluster is right")
+}
+
+/// Nothing but the VPN host has a public address.
+fn private() -> Cluster {
+    parse(include_str!("../../examples/private/cluster.yaml"), "cluster.yaml").expect("the example is right")
 }
 
 async fn draw(world: &MemoryWorld, wanted: &Wanted) -> Plan {
@@ -51,6 +56,8 @@ struct Outcome {
     members: BTreeSet<(String, String)>,
     /// What was written to see whether the API takes writes.
     objects: Vec<String>,
+    /// Firewalls with how many rules and selectors they have, and the network's routes.
+    perimeter: Vec<String>,
 }
 
 async fn outcome(world: &MemoryWorld) -> Outcome {
@@ -73,14 +80,32 @@ async fn outcome(world: &MemoryWorld) -> Outcome {
         // Members that found a cluster together start in any order.
         members: world.members().into_values().collect::<BTreeSet<_>>(),
         objects: world.objects(),
+        perimeter: perimeter(world).await,
     }
+}
+
+async fn perimeter(world: &MemoryWorld) -> Vec<String> {
+    let firewalls = world.cloud.firewalls("").await.expect("listed");
+    let mut perimeter: Vec<String> =
+        firewalls.iter().map(|f| format!("{} {:?} {:?}", f.name, f.rules, f.selectors)).collect();
+    for name in ["demo", "private"] {
+        let network = world.cloud.network_by_name(name).await.expect("asked");
+        perimeter
+            .extend(network.into_iter().flat_map(|n| n.routes).map(|r| format!("{} {}", r.destination, r.gateway)));
+    }
+    perimeter.sort();
+    perimeter
 }
 
 /// A world before the run: empty for a build; for a rebuild, what a half-lost cluster left.
 async fn before(wanted: &Wanted) -> MemoryWorld {
-    let world = MemoryWorld::new(&cluster(), matches!(wanted, Wanted::Rebuild(_)));
+    before_of(&cluster(), wanted).await
+}
+
+async fn before_of(cluster: &Cluster, wanted: &Wanted) -> MemoryWorld {
+    let world = MemoryWorld::new(cluster, matches!(wanted, Wanted::Rebuild(_)));
     if matches!(wanted, Wanted::Rebuild(_)) {
-        leave_remains(&world).await;
+        leave_remains(&world, &cluster.name).await;
     }
     if matches!(wanted, Wanted::Runbook(_) | Wanted::Destroy(_)) {
         let plan = draw(&world, &Wanted::Build).await;
@@ -105,31 +130,37 @@ async fn lose(world: &MemoryWorld, choice: &RunbookChoice) {
 }
 
 /// One old master with its volume is left, in the lost cluster's name.
-async fn leave_remains(world: &MemoryWorld) {
+async fn leave_remains(world: &MemoryWorld, cluster: &str) {
     use hk_dr::ports::{ServerSpec, VolumeSpec};
-    let labels: hk_dr::ports::Labels = [("hk-dr/cluster", "demo"), ("hk-dr/lineage", "old"), ("hk-dr/name", "m2")]
+    let labels: hk_dr::ports::Labels = [("hk-dr/cluster", cluster), ("hk-dr/lineage", "old"), ("hk-dr/name", "m2")]
         .into_iter()
         .chain([("hk-dr/host-key", "sAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAs")])
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .collect();
     let server = ServerSpec {
-        name: "demo-m2".into(),
+        name: format!("{cluster}-m2"),
         server_type: "cx23".into(),
         image: "debian-12".into(),
         location: "nbg1".into(),
         ssh_keys: Vec::new(),
         placement_group: None,
         labels: labels.clone(),
+        public_ipv4: true,
+        start: true,
         user_data: String::new(),
     };
     let server = world.cloud.create_server(&server).await.expect("the old server");
-    let volume = VolumeSpec { name: "demo-m2-etcd".into(), size_gb: 10, location: "nbg1".into(), labels };
+    let volume = VolumeSpec { name: format!("{cluster}-m2-etcd"), size_gb: 10, location: "nbg1".into(), labels };
     let volume = world.cloud.create_volume(&volume).await.expect("the old volume");
     world.cloud.attach_volume(volume.id, server.id).await.expect("attached");
 }
 
 async fn battery(wanted: Wanted) {
-    let alone = before(&wanted).await;
+    battery_of(&cluster(), wanted).await;
+}
+
+async fn battery_of(cluster: &Cluster, wanted: Wanted) {
+    let alone = before_of(cluster, &wanted).await;
     let plan = draw(&alone, &wanted).await;
     let journal = MemoryJournal::default();
     process(&alone, &plan, journal.clone()).await.expect("an undisturbed run ends");
@@ -143,7 +174,7 @@ async fn battery(wanted: Wanted) {
         let seconds = [0, 1 + first % 7];
         for second in if matches!(wanted, Wanted::Build | Wanted::Rebuild(_)) { &seconds[..] } else { &seconds[1..] } {
             let second = *second;
-            let world = before(&wanted).await;
+            let world = before_of(cluster, &wanted).await;
             let plan = draw(&world, &wanted).await;
             let journal = MemoryJournal::default();
             let died = process(&world, &plan, journal.stopping_after(first)).await;
@@ -326,6 +357,8 @@ async fn stranger(world: &MemoryWorld) {
         ssh_keys: Vec::new(),
         placement_group: None,
         labels: Default::default(),
+        public_ipv4: true,
+        start: true,
         user_data: String::new(),
     };
     world.cloud.create_server(&server).await.expect("the stranger's server");
@@ -387,4 +420,84 @@ async fn a_build_that_is_planned_again_still_looks_at_the_machines() {
     let first = draw(&world, &Wanted::Build).await;
     let kinds = |plan: &Plan| plan.steps.iter().map(|s| s.kind.clone()).collect::<Vec<_>>();
     assert_eq!(kinds(&again), kinds(&first), "planned again or for the first time, it finds the same to do");
+}
+
+#[tokio::test]
+async fn a_private_cluster_survives_death_after_every_event_of_its_build() {
+    battery_of(&private(), Wanted::Build).await;
+}
+
+#[tokio::test]
+async fn a_private_cluster_survives_death_after_every_event_of_its_rebuild_and_destruction() {
+    battery_of(&private(), Wanted::Rebuild(RebuildChoice::default())).await;
+    battery_of(&private(), Wanted::Destroy(DestroyChoice { volumes: true, backups: true })).await;
+}
+
+/// A private cluster that is built, and a look at what a second build would do.
+async fn built(cluster: &Cluster) -> MemoryWorld {
+    let world = MemoryWorld::new(cluster, false);
+    let plan = draw(&world, &Wanted::Build).await;
+    process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
+    let again = draw(&world, &Wanted::Build).await;
+    assert!(again.steps.is_empty(), "a second build has something to do: {:?}", again.steps);
+    world
+}
+
+#[tokio::test]
+async fn what_was_opened_by_hand_is_drift_and_the_next_build_closes_it() {
+    let cluster = private();
+    let world = built(&cluster).await;
+    let firewall = world.cloud.firewall_by_name("private").await.expect("asked").expect("it is there");
+    let open = hk_dr::ports::FirewallRule {
+        direction: "in".into(),
+        protocol: "tcp".into(),
+        port: Some("6443".into()),
+        networks: vec!["0.0.0.0/0".into()],
+        description: "just for a moment".into(),
+    };
+    world.cloud.set_firewall_rules(firewall.id, &[open]).await.expect("changed");
+    let network = world.cloud.network_by_name("private").await.expect("asked").expect("it is there");
+    world.cloud.delete_route(network.id, &network.routes[0]).await.expect("changed");
+    let (_, drifts) = look_for_drift(&world.world(), "ssh-ed25519 AAAA").await.expect("looked");
+    let found: Vec<&str> = drifts.iter().map(|d| d.found.as_str()).collect();
+    assert_eq!(found, ["no route", "it also lets pass tcp 6443 from 0.0.0.0/0"], "{drifts:?}");
+    let plan = draw(&world, &Wanted::Build).await;
+    let mut kinds: Vec<&str> = plan.steps.iter().map(|s| s.kind.as_str()).collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["firewall.provide", "machine.ready", "network.route", "vpn.configure"]);
+    process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
+    assert!(draw(&world, &Wanted::Build).await.steps.is_empty());
+}
+
+/// Servers that are reached at public addresses must not be cut off before the VPN is there.
+#[tokio::test]
+async fn a_public_cluster_that_gets_a_vpn_is_closed_last() {
+    let mut open = private();
+    open.network.public_ipv4 = hk_dr::config::PublicIpv4::All;
+    let closed = open.clone();
+    (open.vpn, open.firewall) = (None, None);
+    let world = built(&open).await;
+    let world = world.with(&closed);
+    let plan = draw(&world, &Wanted::Build).await;
+    let closing = plan.steps.iter().find(|s| s.id == "firewall").expect("the firewall over all");
+    assert_eq!(closing.needs, ["configure/private-vpn"]);
+    assert!(plan.steps.iter().any(|s| s.id == "firewall-vpn" && s.needs.is_empty()));
+}
+
+/// Without the VPN host no server can be looked at: nothing may be concluded from their silence.
+#[tokio::test]
+async fn a_lost_vpn_host_is_made_anew_and_nothing_else_is_touched() {
+    let world = built(&private()).await;
+    let before = world.machines().await;
+    let host = world.cloud.server_by_name("private-vpn").await.expect("asked").expect("it is there");
+    world.cloud.delete_server(host.id).await.expect("deleted");
+    let plan = draw(&world, &Wanted::Build).await;
+    let mut ids: Vec<&str> = plan.steps.iter().map(|s| s.id.as_str()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, ["configure/private-vpn", "ready/private-vpn", "server/private-vpn"]);
+    assert!(plan.findings.iter().any(|f| f.starts_with(hk_dr::plan::ONLY_THE_WAY_IN)), "{:?}", plan.findings);
+    process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
+    assert!(draw(&world, &Wanted::Build).await.steps.is_empty());
+    let after = world.machines().await;
+    assert!(before.iter().filter(|(name, _)| *name != "private-vpn").all(|(name, machine)| after[name] == *machine));
 }

@@ -1,6 +1,8 @@
 use super::drive::{Manner, draw, draw_and_execute};
 use super::{CliError, Context};
 use crate::drawing::{Course, Wanted};
+use crate::plan::ONLY_THE_WAY_IN;
+use crate::runs::Runs;
 
 /// Make true what Git declares; a second run changes nothing.
 #[derive(clap::Args)]
@@ -13,6 +15,8 @@ pub struct Args {
     dry_run: bool,
     #[command(flatten)]
     workers: super::workers::Choice,
+    #[command(flatten)]
+    prober: super::scan::Prober,
 }
 
 /// Builds.
@@ -21,9 +25,21 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if args.dry_run {
         return dry_run(context, &wanted);
     }
-    let run = draw_and_execute(context, &wanted, &Manner { yes: args.yes, step: false })?;
+    let manner = Manner { yes: args.yes, step: false };
+    let mut run = draw_and_execute(context, &wanted, &manner)?;
+    if run.as_deref().is_some_and(|id| only_the_way_in(context, id)) {
+        run = draw_and_execute(context, &wanted, &manner)?.or(run);
+    }
+    super::scan::after_build(context, &args.prober)?;
     report(context, run.as_deref(), "the cluster is as Git declares it");
     Ok(())
+}
+
+/// Whether this run could not look at the cluster yet, and made the way to it.
+fn only_the_way_in(context: &Context, run: &str) -> bool {
+    let Ok(declared) = super::connect::declared(context) else { return false };
+    let runs = Runs::of(&context.state_dir(), &declared.cluster.name);
+    runs.open(run).plan().is_ok_and(|plan| plan.findings.iter().any(|f| f.starts_with(ONLY_THE_WAY_IN)))
 }
 
 /// Prints the plan only.

@@ -119,7 +119,7 @@ async fn ask(world: &World) -> PortResult<Vec<(String, PortResult<Vec<Certificat
     let servers = world.cloud.servers(&format!("{OWNER_LABEL}=={}", world.cluster.name)).await?;
     let one = |server: Server| async move {
         let master = server.labels.get(ROLE_LABEL).is_some_and(|role| role == "master");
-        let answer = match ServerOutput::of(&server) {
+        let answer = match ServerOutput::of(&world.cluster, &server) {
             Ok(output) => world.machines.certificates(&output.host(), master).await,
             Err(error) => Err(error),
         };

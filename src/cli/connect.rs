@@ -13,15 +13,19 @@ use crate::backup::{Archive, BucketBackups, BucketVault, Identities, Recipients,
 use crate::config::Cluster;
 use crate::hetzner::HetznerCloud;
 use crate::machines::ShellMachines;
-use crate::ports::{Artifacts, ObjectStore, PortResult, SystemClock, Vault};
+use crate::ports::{Artifacts, Cloud, ObjectStore, PortResult, Reach, SystemClock, Vault};
 use crate::s3::{S3Config, S3Store};
 use crate::secrets::Secrets;
 use crate::sign::{SigningKey, Trust};
-use crate::ssh::{SshDialer, SshShell};
+use crate::ssh::{Direct, SshDialer, SshShell};
 use crate::steps::World;
+use crate::vpn::{Slots, VpnRoute};
 
 /// Where Hetzner's API is when nothing else is said.
 const CLOUD_ENDPOINT: &str = "https://api.hetzner.cloud/v1";
+
+/// Where sshd listens.
+pub(super) const SSH_PORT: u16 = 22;
 
 /// The Git directory, read and checked.
 pub struct Declared {
@@ -47,6 +51,10 @@ pub struct Connected {
     pub signer: Option<Arc<SigningKey>>,
     /// What snapshots are taken of.
     pub source: Source,
+    /// Commands on machines.
+    pub shell: SshShell,
+    /// The way to machines.
+    pub reach: Arc<dyn Reach>,
 }
 
 impl Connected {
@@ -91,7 +99,7 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
     let trust = Trust::parse(&cluster.backup.signed_by)?;
     let signer = signer(&secrets, &trust)?;
     let store = SignedStore::over(Arc::clone(&bucket) as _, &trust, signer.as_ref(), context.global.accept_unsigned);
-    let shell = SshShell::new(secrets.ssh_private_key()?)?;
+    let cloud: Arc<dyn Cloud> = Arc::new(cloud);
     let identities = context.global.identity.as_deref().map(Identities::load).transpose()?;
     let clock = Arc::new(SystemClock);
     let vault: Arc<dyn Vault> = Arc::new(BucketVault {
@@ -101,6 +109,18 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
         identities: identities.clone(),
         clock: Arc::clone(&clock) as _,
     });
+    let known = Arc::new(OnceCell::new());
+    let reach: Arc<dyn Reach> = match &cluster.vpn {
+        None => Arc::new(Direct),
+        Some(_) => Arc::new(VpnRoute::new(
+            cluster.clone(),
+            Arc::clone(&cloud),
+            Arc::clone(&vault),
+            Arc::clone(&known),
+            Slots::new(context.state_dir().join("vpn")),
+        )),
+    };
+    let shell = SshShell::through(secrets.ssh_private_key()?, SSH_PORT, Arc::clone(&reach))?;
     let source = Source {
         cluster: cluster.name.clone(),
         declaration: declared.text.clone(),
@@ -111,9 +131,9 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
         scratch: context.state_dir().join("scratch"),
     };
     let world = World {
-        cloud: Arc::new(cloud),
+        cloud,
         machines: Arc::new(ShellMachines::new(Arc::new(shell.clone()))),
-        dialer: Arc::new(SshDialer::new(shell)),
+        dialer: Arc::new(SshDialer::new(shell.clone())),
         vault,
         backups: Arc::new(BucketBackups {
             store: Arc::clone(&store),
@@ -127,10 +147,11 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
         artifacts: Arc::new(CachedArtifacts { cache: Cache::new(context.cache_dir()) }),
         store: Arc::clone(&store),
         clock,
-        secrets: Arc::new(OnceCell::new()),
+        secrets: known,
         cluster,
     };
-    Ok(Connected { declared, ssh_public_key: ssh_public_key(context)?, world, store, bucket, signer, source })
+    let ssh_public_key = ssh_public_key(context)?;
+    Ok(Connected { declared, ssh_public_key, world, store, bucket, signer, source, shell, reach })
 }
 
 /// The key that signs. One that nobody would believe is not used.

@@ -173,7 +173,7 @@ async fn live(
             continue;
         };
         let asked = async {
-            let kube = world.kube(&ServerOutput::of(&server)?.host()).await?;
+            let kube = world.kube(&ServerOutput::of(&world.cluster, &server)?.host()).await?;
             kube.get(collection, &name.name).await
         };
         match asked.await {

@@ -32,7 +32,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
         let mut servers = Vec::new();
         for master in &world.cluster.masters {
             if let Some(server) = world.cloud.server_by_name(&server_name(&world.cluster, &master.name)).await? {
-                servers.push((master.name.clone(), ServerOutput::of(&server)?.address));
+                servers.push((master.name.clone(), ServerOutput::of(&world.cluster, &server)?.address));
             }
         }
         if servers.is_empty() {

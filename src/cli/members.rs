@@ -14,7 +14,7 @@ pub(super) async fn etcd_of(connected: &Connected) -> PortResult<Arc<dyn Etcd>> 
     for master in &world.cluster.masters {
         let name = server_name(&world.cluster, &master.name);
         if let Some(server) = world.cloud.server_by_name(&name).await? {
-            let host = ServerOutput::of(&server)?.host();
+            let host = ServerOutput::of(&world.cluster, &server)?.host();
             endpoints.push(EtcdEndpoint { name: master.name.clone(), host, address: master.address });
         }
     }

@@ -36,6 +36,7 @@ mod recovered;
 mod resume;
 mod runbook;
 mod runs;
+mod scan;
 mod schema;
 mod snapshot;
 mod ssh;
@@ -83,6 +84,9 @@ enum Command {
     Kubeconfig(kubeconfig::Args),
     Certificates(certificates::Args),
     Workers(workers::Args),
+    Scan(scan::Args),
+    #[command(hide = true)]
+    ScanPorts(scan::PortsArgs),
     Init(init::Args),
     Destroy(destroy::Args),
     #[command(hide = true)]
@@ -133,6 +137,8 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Kubeconfig(args) => kubeconfig::run(args, context),
         Command::Certificates(args) => certificates::run(args, context),
         Command::Workers(args) => workers::run(args, context),
+        Command::Scan(args) => scan::run(&args, context),
+        Command::ScanPorts(args) => scan::ports(&args, context),
         Command::Init(args) => init::run(args, context),
         Command::Destroy(args) => destroy::run(args, context),
         Command::PinnedHostKey(args) => ssh::pinned(&args),

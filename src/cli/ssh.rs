@@ -1,13 +1,17 @@
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 
 use secrecy::ExposeSecret;
 
+use super::connect::SSH_PORT;
 use super::{CliError, Context, ExitKind};
 use crate::distribution::server_name;
 use crate::ports::{Host, PortError};
 use crate::steps::ServerOutput;
+use crate::vpn::Door;
 
 /// How long the agent keeps the key: enough to log in. It ends with the connection in any case.
 const KEY_SECONDS: &str = "60";
@@ -32,11 +36,12 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
         let names = [args.server.clone(), server_name(&world.cluster, &args.server)];
         for name in &names {
             if let Some(server) = world.cloud.server_by_name(name).await?.filter(|s| world.owns(&s.labels)) {
-                return Ok(ServerOutput::of(&server)?.host());
+                return Ok(ServerOutput::of(&world.cluster, &server)?.host());
             }
         }
         let known = world.cluster.masters.iter().map(|m| m.name.as_str());
-        let known: Vec<&str> = known.chain(world.cluster.workers.iter().map(|w| w.name.as_str())).collect();
+        let known = known.chain(world.cluster.workers.iter().map(|w| w.name.as_str()));
+        let known: Vec<&str> = known.chain(world.cluster.vpn.iter().map(|v| v.name.as_str())).collect();
         let message = format!("cluster {} has no server {}", world.cluster.name, args.server);
         Err::<Host, CliError>(
             CliError::new(ExitKind::Usage, message).hint(format!("declared are: {}", known.join(", "))),
@@ -47,7 +52,17 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let socket = dir.path().join("agent");
     let mut agent = Agent::start(&socket)?;
     add_key(&socket, key.expose_secret())?;
-    let status = connect(&host, &socket, &args.command);
+    let command = args.command.clone();
+    let status = context.block_on(async {
+        let to = SocketAddr::from((host.address, SSH_PORT));
+        let door = match world.cluster.vpn {
+            Some(_) => Some(Door::open(Arc::clone(&connected.reach), to).await.map_err(|e| failed("open a port", &e))?),
+            None => None,
+        };
+        let to = door.as_ref().map_or(to, |door| door.local);
+        let ended = tokio::task::spawn_blocking(move || connect(&host, to, &socket, &command)).await;
+        ended.unwrap_or_else(|e| Err(failed("wait for ssh", &e)))
+    });
     agent.end();
     drop(dir);
     let status = status?;
@@ -111,7 +126,7 @@ fn add_key(socket: &Path, key: &str) -> Result<(), CliError> {
     Err(CliError::new(ExitKind::Failed, format!("ssh-add did not take the cluster's key: {said}")))
 }
 
-fn connect(host: &Host, socket: &Path, command: &[String]) -> Result<ExitStatus, CliError> {
+fn connect(host: &Host, to: SocketAddr, socket: &Path, command: &[String]) -> Result<ExitStatus, CliError> {
     let program = std::env::current_exe().map_err(|e| failed("find this program", &e))?;
     // ssh asks this very program which keys it may believe, and gets the shown one back only if it is the pinned one.
     let known = format!("{} pinned-host-key {} %H %t %K %f", program.display(), host.host_key_sha256);
@@ -127,7 +142,7 @@ fn connect(host: &Host, socket: &Path, command: &[String]) -> Result<ExitStatus,
     if command.is_empty() {
         ssh.arg("-t");
     }
-    ssh.arg(host.address.to_string()).args(command);
+    ssh.arg("-p").arg(to.port().to_string()).arg(to.ip().to_string()).args(command);
     ssh.status().map_err(|e| failed("start ssh (package openssh-client)", &e))
 }
 

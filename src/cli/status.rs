@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::{CliError, Context, ExitKind};
 use crate::backup::{Catalog, Entry};
 use crate::distribution::server_name;
+use crate::distribution::upstream::VPN_UNITS;
 use crate::drawing::look_for_drift;
 use crate::drill::{Evidence, Verdict};
 use crate::plan::{Drift, Inventory};
@@ -137,7 +138,8 @@ fn assemble(
     let workers = cluster.workers.iter().map(|w| (&w.name, &w.location, &w.server_type, w.address, "worker"));
     let renew_before = i64::from(cluster.certificates.renew_before_days);
     let mut servers = Vec::new();
-    for (name, location, server_type, private, role) in masters.chain(workers) {
+    let vpn = cluster.vpn.iter().map(|v| (&v.name, &v.location, &v.server_type, v.address, "vpn"));
+    for (name, location, server_type, private, role) in masters.chain(workers).chain(vpn) {
         let line = server_line(inventory, server_name(cluster, name), location, server_type, private, role);
         if let Some(until) = line.certificates_until
             && until.duration_since(now).as_hours() < renew_before * 24
@@ -223,6 +225,9 @@ fn server_line(
             yes(inventory.etcd_serving.contains(&name), "etcd"),
             yes(inventory.api_ready.contains(&name), "API")
         ),
+        (Some(_), None, "vpn") => {
+            yes(probe.is_some_and(|p| VPN_UNITS.iter().all(|u| p.active_units.contains(*u))), "WireGuard")
+        }
         (Some(_), None, _) => yes(inventory.ready_nodes.contains(&name), "Node"),
     };
     ServerLine {

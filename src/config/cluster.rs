@@ -16,6 +16,12 @@ pub struct Cluster {
     pub kubernetes: Kubernetes,
     pub etcd: EtcdConfig,
     pub network: NetworkConfig,
+    /// Default-deny before all public addresses; without it there is no firewall at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firewall: Option<super::FirewallConfig>,
+    /// The only way in; without it servers are reached at their public addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vpn: Option<super::VpnConfig>,
     /// The cloud's image that servers boot from.
     #[serde(default = "default_image")]
     pub image: String,
@@ -82,6 +88,36 @@ pub struct NetworkConfig {
     pub subnet: String,
     #[serde(default = "default_zone")]
     pub zone: String,
+    /// Which servers have a public address beside the VPN host.
+    #[serde(default, rename = "publicIPv4", skip_serializing_if = "PublicIpv4::is_default")]
+    pub public_ipv4: PublicIpv4,
+}
+
+/// Which servers have a public IPv4 address.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum PublicIpv4 {
+    /// All.
+    #[default]
+    All,
+    /// Workers, which a floating IP can then follow.
+    Workers,
+    /// None: the way in and out is the VPN host.
+    None,
+}
+
+impl PublicIpv4 {
+    pub fn masters(self) -> bool {
+        self == Self::All
+    }
+    pub fn workers(self) -> bool {
+        self != Self::None
+    }
+    // Its signature is serde's.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// One master: etcd on a volume, and the control plane.

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod error;
+mod firewall;
 mod names;
 mod pools;
 mod range;
@@ -9,6 +10,7 @@ mod rules;
 mod runbook;
 mod structure;
 mod tree;
+mod vpn;
 
 use std::collections::BTreeMap;
 
@@ -17,9 +19,11 @@ use serde::de::DeserializeOwned;
 
 pub use cluster::*;
 pub use error::{ConfigError, Problem};
+pub use firewall::FirewallConfig;
 pub use pools::POOL_LABEL;
 pub use range::Range;
 pub use runbook::{Acts, Guards, Runbook, RunbookStep, SHIPPED, Targets, Verb};
+pub use vpn::{OWN_ADDRESSES, VpnConfig, VpnPeer, is_wireguard_key};
 
 /// Versions that can be installed, by artifact name: what `artifacts.lock` pins.
 pub type Pinned = BTreeMap<String, Vec<String>>;

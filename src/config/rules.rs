@@ -39,6 +39,8 @@ pub(super) fn check(cluster: &Cluster, tree: &Tree, pinned: &Pinned, report: &mu
     rules.workers();
     rules.certificates();
     rules.backup();
+    super::firewall::check(cluster, tree, report);
+    super::vpn::check(cluster, tree, report);
 }
 
 /// Where a worker is declared.
@@ -58,7 +60,7 @@ impl Rules<'_> {
         self.report.add(self.tree.place(path), message, Some(hint.into()));
     }
 
-    /// Path, name, location and address of every server, masters first.
+    /// Path, name, location and address of every server, masters first, the VPN host last.
     fn servers(&self) -> Vec<(String, String, String, Ipv4Addr)> {
         let masters = self.cluster.masters.iter().map(|m| (&m.name, &m.location, m.address));
         let workers = self.cluster.workers.iter().enumerate();
@@ -67,6 +69,7 @@ impl Rules<'_> {
             .enumerate()
             .map(|(index, s)| (format!("masters.{index}"), s))
             .chain(workers)
+            .chain(self.cluster.vpn.iter().map(|v| ("vpn".to_owned(), (&v.name, &v.location, v.address))))
             .map(|(path, (name, location, address))| (path, name.clone(), location.clone(), address))
             .collect()
     }

@@ -145,3 +145,27 @@ fn the_schema_describes_every_field() {
     assert_eq!(schema["additionalProperties"], false);
     assert!(schema["properties"]["masters"]["items"]["properties"]["etcdVolumeGb"].is_object());
 }
+
+const PRIVATE: &str = include_str!("../../examples/private/cluster.yaml");
+
+#[test]
+fn a_private_clusters_file_is_right_and_its_mistakes_say_why() {
+    load(PRIVATE, "cluster.yaml", &pinned()).unwrap();
+    let peer = |peer: &str| format!("peers: [{{{peer}}}]");
+    let key = "publicKey: QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE=";
+    for (from, to, why) in [
+        ("firewall: {}", "firewall: {management: [0.0.0.0/0]}".to_owned(), "open to the whole world"),
+        ("peers: []", peer("name: anna, publicKey: short, address: 10.99.1.1"), "not a public key of WireGuard"),
+        ("peers: []", peer(&format!("name: anna, {key}, address: 10.99.0.9")), "for people begin at 10.99.1.0"),
+        ("peers: []", "range: 10.0.0.0/22".to_owned(), "overlaps the private network 10.0.0.0/16"),
+        ("address: 10.0.0.2\n", "address: 10.0.0.11\n".to_owned(), "two servers have the address 10.0.0.11"),
+        ("location: fsn1\n", "location: ash\n".to_owned(), "ash is in zone us-east"),
+    ] {
+        assert!(PRIVATE.contains(from), "{from}");
+        let found = load(&PRIVATE.replacen(from, &to, 1), "cluster.yaml", &pinned()).unwrap_err().plain();
+        assert!(found.contains(why), "{why} in\n{found}");
+    }
+    let without = errors(&[("  subnet: 10.0.0.0/24\n", "  subnet: 10.0.0.0/24\n  publicIPv4: none\n")]);
+    assert!(without.contains("declare `vpn`"), "{without}");
+    assert!(errors(&[("etcd:\n", "firewall: {}\netcd:\n")]).contains("nobody could reach the servers"));
+}

@@ -71,7 +71,7 @@ pub struct Answered {
 /// The cluster's servers by full name, as the cloud shows them; those that are not ready to be talked to are left out.
 pub async fn hosts(world: &World) -> PortResult<BTreeMap<String, ServerOutput>> {
     let servers = world.cloud.servers(&format!("{OWNER_LABEL}=={}", world.cluster.name)).await?;
-    Ok(servers.iter().filter_map(|s| ServerOutput::of(s).ok()).map(|s| (s.name.clone(), s)).collect())
+    Ok(servers.iter().filter_map(|s| ServerOutput::of(&world.cluster, s).ok()).map(|s| (s.name.clone(), s)).collect())
 }
 
 /// The masters among them, in declared order.

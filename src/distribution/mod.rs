@@ -6,7 +6,7 @@ mod names;
 pub mod pki;
 pub mod upstream;
 
-pub use first_boot::first_boot_script;
+pub use first_boot::{files_script, first_boot_script, way_out_script};
 pub use names::*;
 
 #[cfg(test)]

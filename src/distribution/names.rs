@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::config::{Cluster, MasterConfig, WorkerConfig};
+use crate::config::{Cluster, MasterConfig, Range, VpnConfig, WorkerConfig};
 
 /// The one name of the Kubernetes API inside the cluster; resolves to every master.
 pub fn api_name(cluster: &Cluster) -> String {
@@ -57,6 +57,26 @@ pub fn pod_subnet(cluster: &Cluster, worker: &WorkerConfig) -> Option<String> {
     }
     let base = u32::from(pod_base).checked_add(offset << 8)?;
     Some(format!("{}/24", Ipv4Addr::from(base)))
+}
+
+/// The VPN host's address inside the tunnel. `None` if the range is malformed.
+pub fn vpn_host_address(vpn: &VpnConfig) -> Option<Ipv4Addr> {
+    vpn.range.parse::<Range>().ok()?.nth(1)
+}
+
+/// The address of one of hk-dr's own keys inside the tunnel. `None` if the range is malformed or too small.
+pub fn vpn_slot_address(vpn: &VpnConfig, slot: u32) -> Option<Ipv4Addr> {
+    vpn.range.parse::<Range>().ok()?.nth(16 + slot)
+}
+
+/// The address by which hk-dr reaches a server: with a VPN the pinned private one, whatever else it has. `None` if it is not
+/// declared.
+pub fn reached_at(cluster: &Cluster, server: &str) -> Option<Ipv4Addr> {
+    let vpn = cluster.vpn.as_ref()?;
+    let masters = cluster.masters.iter().map(|m| (&m.name, m.address));
+    let workers = cluster.workers.iter().map(|w| (&w.name, w.address));
+    let mut all = masters.chain(workers).chain([(&vpn.name, vpn.address)]);
+    all.find(|(name, _)| server_name(cluster, name) == server).map(|(_, address)| address)
 }
 
 #[cfg(test)]

@@ -19,9 +19,11 @@ use zeroize::Zeroizing;
 use crate::config::Cluster;
 
 mod leaves;
+mod vpn;
 
 use leaves::Subject;
 pub use leaves::{MasterLeaves, WorkerLeaves};
+pub use vpn::{VPN_SLOTS, VpnKeys, wireguard_pair};
 
 /// Files by path relative to the set's root, each with its Unix mode.
 pub type RecoverySet = BTreeMap<String, (u32, Vec<u8>)>;
@@ -81,6 +83,8 @@ pub struct ClusterSecrets {
     /// authenticated, so a flipped bit is an error and not another plaintext. No `identity` fallback: an unencrypted
     /// Secret must not be readable, or nobody would notice it.
     pub encryption_config: SecretString,
+    /// Of sets from before there was a VPN: none.
+    vpn: Option<VpnKeys>,
     /// What etcd's cluster token begins with. Not secret; kept so that a token of this cluster is recognised.
     pub etcd_token_base: String,
 }
@@ -104,6 +108,7 @@ impl ClusterSecrets {
             service_account_public: service_account.public_key_pem(),
             service_account_key: SecretString::from(service_account.serialize_pem()),
             encryption_config: encryption_config()?,
+            vpn: Some(VpnKeys::generate()?),
             etcd_token_base: format!("{}-{}", cluster.name, hex(&random::<8>()?[..])),
         })
     }
@@ -124,6 +129,9 @@ impl ClusterSecrets {
         put(SA_PUBLIC, 0o644, &self.service_account_public);
         put(ENCRYPTION, 0o600, self.encryption_config.expose_secret());
         put(TOKEN_BASE, 0o644, &self.etcd_token_base);
+        for (path, text) in self.vpn.iter().flat_map(VpnKeys::to_files) {
+            put(path, 0o600, &text);
+        }
         set
     }
 
@@ -167,6 +175,10 @@ impl ClusterSecrets {
             service_account_public: text(SA_PUBLIC)?,
             encryption_config: SecretString::from(text(ENCRYPTION)?),
             etcd_token_base: text(TOKEN_BASE)?,
+            vpn: match set.contains_key(vpn::FILES[0]) {
+                true => Some(VpnKeys::from_files(&text(vpn::FILES[0])?, &text(vpn::FILES[1])?)?),
+                false => None,
+            },
         };
         let key = KeyPair::from_pem(secrets.service_account_key.expose_secret())
             .map_err(|e| unusable(SA_KEY, e.to_string()))?;
@@ -174,6 +186,14 @@ impl ClusterSecrets {
             return Err(unusable(SA_PUBLIC, "it does not belong to pki/sa.key"));
         }
         Ok(secrets)
+    }
+
+    /// The VPN's keys.
+    ///
+    /// # Errors
+    /// When the set was made by an hk-dr that knew no VPN.
+    pub fn vpn_keys(&self) -> Result<&VpnKeys, PkiError> {
+        self.vpn.as_ref().ok_or_else(|| PkiError::Incomplete(vpn::FILES.map(String::from).to_vec()))
     }
 
     /// A fresh etcd cluster token. Each restore takes a new one (`incarnation` names it: the run's id, say), so that a

@@ -143,7 +143,7 @@ impl Writer {
             world.cluster.masters.iter().map(|m| server_name(&world.cluster, &m.name)).collect();
         let mut apis = Vec::new();
         for server in servers.iter().filter(|s| masters.contains(&s.name)) {
-            if let Ok(output) = ServerOutput::of(server)
+            if let Ok(output) = ServerOutput::of(&world.cluster, server)
                 && let Ok(kube) = world.kube(&output.host()).await
             {
                 apis.push((server.name.clone(), kube));
@@ -249,7 +249,7 @@ async fn any_api(world: &World) -> PortResult<Arc<dyn Kube>> {
             let server = world.cloud.server_by_name(&name).await?;
             let server =
                 server.ok_or_else(|| PortError::new(ErrorCode::NotFound, format!("server {name} does not exist")))?;
-            let kube = world.kube(&ServerOutput::of(&server)?.host()).await?;
+            let kube = world.kube(&ServerOutput::of(&world.cluster, &server)?.host()).await?;
             if kube.ready().await? { Ok(kube) } else { Err(PortError::new(ErrorCode::ServerError, "it is not ready")) }
         };
         match ask.await {

@@ -23,8 +23,8 @@ pub const DEFAULT_ENDPOINT: &str = "https://api.hetzner.cloud/v1";
 /// [`Cloud`] over Hetzner's API. Cheap to clone; clones share the rate limit's budget and the poller of actions.
 #[derive(Clone)]
 pub struct HetznerCloud {
-    http: Arc<Http>,
-    actions: Arc<Actions>,
+    pub(super) http: Arc<Http>,
+    pub(super) actions: Arc<Actions>,
 }
 
 impl HetznerCloud {
@@ -39,20 +39,20 @@ impl HetznerCloud {
         self.one::<WireServer>(id).await
     }
 
-    async fn one<R: Resource>(&self, id: u64) -> PortResult<R::Model> {
+    pub(super) async fn one<R: Resource>(&self, id: u64) -> PortResult<R::Model> {
         let path = format!("/{}/{id}", R::LIST);
         let mut value: Value = self.http.get(&path).await?;
         Ok(parsed::<R>(value[R::ONE].take(), &path)?.model())
     }
 
-    async fn selected<R: Resource>(&self, selector: &str) -> PortResult<Vec<R::Model>> {
+    pub(super) async fn selected<R: Resource>(&self, selector: &str) -> PortResult<Vec<R::Model>> {
         let query =
             if selector.is_empty() { String::new() } else { format!("&label_selector={}", query_value(selector)) };
         Ok(self.http.list::<R>(R::LIST, &query).await?.into_iter().map(Resource::model).collect())
     }
 
     /// Sends what may happen twice and waits for its actions. Also tells whether an earlier attempt was ambiguous.
-    async fn act(&self, method: Method, path: &str, body: Option<&Value>) -> (PortResult<()>, bool) {
+    pub(super) async fn act(&self, method: Method, path: &str, body: Option<&Value>) -> (PortResult<()>, bool) {
         let (answer, ambiguous) = self.http.call(method, path, body).await;
         let result = async {
             let value = answer?;
@@ -63,7 +63,7 @@ impl HetznerCloud {
     }
 
     /// Like `act`. If an attempt was lost and a later one is refused, `done` decides whether the lost one had its effect.
-    async fn act_until<F>(&self, path: &str, body: &Value, done: impl FnOnce() -> F) -> PortResult<()>
+    pub(super) async fn act_until<F>(&self, path: &str, body: &Value, done: impl FnOnce() -> F) -> PortResult<()>
     where
         F: Future<Output = PortResult<bool>>,
     {
@@ -79,7 +79,7 @@ impl HetznerCloud {
         }
     }
 
-    async fn delete<R: Resource>(&self, id: u64) -> PortResult<()> {
+    pub(super) async fn delete<R: Resource>(&self, id: u64) -> PortResult<()> {
         match self.act(Method::DELETE, &format!("/{}/{id}", R::LIST), None).await {
             // Gone because the attempt whose answer was lost has deleted it.
             (Err(error), true) if error.code == ErrorCode::NotFound => Ok(()),
@@ -111,7 +111,7 @@ impl Cloud for HetznerCloud {
         let mut body = json!({
             "name": spec.name, "server_type": spec.server_type, "image": spec.image, "location": spec.location,
             "ssh_keys": spec.ssh_keys, "labels": spec.labels, "user_data": spec.user_data,
-            "start_after_create": true, "public_net": {"enable_ipv4": true, "enable_ipv6": false},
+            "start_after_create": spec.start, "public_net": {"enable_ipv4": spec.public_ipv4, "enable_ipv6": false},
         });
         if let Some(group) = spec.placement_group {
             body["placement_group"] = group.into();
@@ -121,7 +121,7 @@ impl Cloud for HetznerCloud {
             return self.server(created.model.id).await;
         }
         let server = self.running(created.model.id).await?;
-        if server.status == ServerStatus::Off {
+        if server.status == ServerStatus::Off && spec.start {
             self.power_on(server.id).await?;
             return self.server(server.id).await;
         }

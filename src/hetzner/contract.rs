@@ -26,6 +26,8 @@ fn server(name: &str, key: u64, group: Option<u64>) -> ServerSpec {
         ssh_keys: vec![key],
         placement_group: group,
         labels: labels("master"),
+        public_ipv4: true,
+        start: true,
         user_data: "#!/bin/sh\n".into(),
     }
 }
@@ -74,6 +76,15 @@ pub(super) async fn run(cloud: &dyn Cloud, world: &dyn World) {
     assert_eq!((shown.private[0].network, shown.private[0].address), (network.id, address));
     let m2 = cloud.create_server(&server("demo-m2", key.id, None)).await.unwrap();
     assert_eq!(cloud.attach_network(m2.id, network.id, address).await.unwrap_err().code, ErrorCode::Conflict);
+
+    // One without a public address is attached before it is switched on.
+    let hidden = ServerSpec { public_ipv4: false, start: false, ..server("demo-hidden", key.id, None) };
+    let hidden = cloud.create_server(&hidden).await.unwrap();
+    assert_eq!((hidden.status, hidden.public_ipv4), (ServerStatus::Off, None));
+    cloud.attach_network(hidden.id, network.id, Ipv4Addr::new(10, 0, 0, 21)).await.unwrap();
+    cloud.power_on(hidden.id).await.unwrap();
+    assert_eq!(cloud.server_by_name("demo-hidden").await.unwrap().unwrap().status, ServerStatus::Running);
+    cloud.delete_server(hidden.id).await.unwrap();
 
     // Selectors.
     assert_eq!(cloud.servers("hk-dr/cluster=demo").await.unwrap().len(), 2);

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use crate::ports::{
-    Cloud, ErrorCode, Labels, Location, Network, PlacementGroup, PortError, PortResult, PrivateAddress, Server,
-    ServerSpec, ServerStatus, SshKey, Subnet, Volume, VolumeSpec,
+    Cloud, ErrorCode, Firewall, Labels, Location, Network, PlacementGroup, PortError, PortResult, PrivateAddress,
+    Server, ServerSpec, ServerStatus, SshKey, Subnet, Volume, VolumeSpec,
 };
 
 /// A change that was asked for.
@@ -28,11 +28,12 @@ pub struct FakeCloud {
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     last_id: u64,
     servers: BTreeMap<u64, Server>,
     volumes: BTreeMap<u64, Volume>,
-    networks: BTreeMap<u64, Network>,
+    pub(super) networks: BTreeMap<u64, Network>,
+    pub(super) firewalls: BTreeMap<u64, Firewall>,
     groups: BTreeMap<u64, PlacementGroup>,
     keys: BTreeMap<u64, SshKey>,
     user_data: BTreeMap<u64, String>,
@@ -98,24 +99,24 @@ impl FakeCloud {
         self.lock().user_data.get(&server).cloned()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    fn begin(&mut self, what: &'static str) -> PortResult<()> {
+    pub(super) fn begin(&mut self, what: &'static str) -> PortResult<()> {
         match self.failures.iter().position(|(failing, _)| *failing == what) {
             Some(at) => Err(self.failures.remove(at).1),
             None => Ok(()),
         }
     }
 
-    fn log(&mut self, what: &'static str, name: &str, created: bool) {
+    pub(super) fn log(&mut self, what: &'static str, name: &str, created: bool) {
         self.calls.push(Call { what, name: name.to_owned(), created });
     }
 
-    fn id(&mut self) -> u64 {
+    pub(super) fn id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
     }
@@ -143,7 +144,12 @@ impl State {
 }
 
 /// What has the name already: ours by its labels, or somebody else's.
-fn existing<T: Clone>(found: Option<(&T, &Labels)>, labels: &Labels, what: &str, name: &str) -> PortResult<Option<T>> {
+pub(super) fn existing<T: Clone>(
+    found: Option<(&T, &Labels)>,
+    labels: &Labels,
+    what: &str,
+    name: &str,
+) -> PortResult<Option<T>> {
     match found {
         None => Ok(None),
         Some((thing, has)) if labels.iter().all(|(k, v)| has.get(k) == Some(v)) => Ok(Some(thing.clone())),
@@ -153,12 +159,12 @@ fn existing<T: Clone>(found: Option<(&T, &Labels)>, labels: &Labels, what: &str,
     }
 }
 
-fn gone(what: &str, id: u64) -> PortError {
+pub(super) fn gone(what: &str, id: u64) -> PortError {
     PortError::new(ErrorCode::NotFound, format!("there is no {what} {id}"))
 }
 
 /// The selectors that hk-dr uses: `k=v`, `k==v`, `k!=v`, `k`, `!k`, joined by commas.
-fn selects(selector: &str, labels: &Labels) -> bool {
+pub(super) fn selects(selector: &str, labels: &Labels) -> bool {
     selector.split(',').map(str::trim).filter(|term| !term.is_empty()).all(|term| {
         if let Some((key, value)) = term.split_once("!=") {
             return labels.get(key.trim()).map(String::as_str) != Some(value.trim());
@@ -219,12 +225,15 @@ impl Cloud for FakeCloud {
         let server = Server {
             id,
             name: spec.name.clone(),
-            status: ServerStatus::Running,
+            status: if spec.start { ServerStatus::Running } else { ServerStatus::Off },
             location: spec.location.clone(),
             server_type: spec.server_type.clone(),
-            public_ipv4: Some(
-                free.ok_or_else(|| PortError::new(ErrorCode::LimitExceeded, "no public address is left"))?,
-            ),
+            public_ipv4: match spec.public_ipv4 {
+                true => {
+                    Some(free.ok_or_else(|| PortError::new(ErrorCode::LimitExceeded, "no public address is left"))?)
+                }
+                false => None,
+            },
             private: Vec::new(),
             volumes: Vec::new(),
             placement_group: spec.placement_group,
@@ -249,7 +258,11 @@ impl Cloud for FakeCloud {
     async fn power_on(&self, id: u64) -> PortResult<()> {
         let mut state = self.lock();
         state.begin("power_on")?;
-        state.servers.get_mut(&id).ok_or_else(|| gone("server", id))?.status = ServerStatus::Running;
+        let server = state.servers.get_mut(&id).ok_or_else(|| gone("server", id))?;
+        if server.public_ipv4.is_none() && server.private.is_empty() {
+            return Err(PortError::new(ErrorCode::Invalid, "a server needs a network to be switched on"));
+        }
+        server.status = ServerStatus::Running;
         Ok(())
     }
 
@@ -395,7 +408,7 @@ impl Cloud for FakeCloud {
         }
         let id = state.id();
         let (range, subnets) = (range.to_owned(), vec![subnet.clone()]);
-        let network = Network { id, name: name.to_owned(), range, subnets, labels: labels.clone() };
+        let network = Network { id, name: name.to_owned(), range, subnets, routes: Vec::new(), labels: labels.clone() };
         state.networks.insert(id, network.clone());
         Ok(network)
     }

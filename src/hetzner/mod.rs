@@ -3,6 +3,7 @@
 //! - `cloud`: [`HetznerCloud`], which implements the port. `create`: what creating has to watch out for.
 //! - `actions`: one poller for everything that is under way. `http`: requests, retries, pages. `budget`: the rate limit.
 //! - `wire`: the JSON, read tolerantly. `error`: what the API's codes mean here.
+//! - `perimeter`: firewalls and routes.
 //! - `fake`: [`FakeCloud`], the cloud in memory. `contract`: what both must do.
 //!
 //! Architecture invariant: no type of `wire` leaves this module; nothing is created twice for one unique name.
@@ -12,10 +13,14 @@ mod budget;
 mod cloud;
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod contract_perimeter;
 mod create;
 mod error;
 mod fake;
+mod fake_perimeter;
 mod http;
+mod perimeter;
 #[cfg(test)]
 mod tests;
 mod wire;

@@ -5,6 +5,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use super::contract::{self, World};
+use super::contract_perimeter;
 use super::*;
 use crate::ports::{Cloud, ErrorCode, Labels, PortError, VolumeSpec};
 
@@ -62,12 +63,14 @@ fn spec(name: &str) -> VolumeSpec {
 async fn the_fake_keeps_the_contract() {
     let fake = FakeCloud::new();
     contract::run(&fake, &fake).await;
+    contract_perimeter::run(&FakeCloud::new()).await;
 }
 
 #[tokio::test]
 async fn the_client_keeps_the_contract_against_the_lab() {
     let lab = Lab::start().await;
     contract::run(&lab.cloud(), &lab).await;
+    contract_perimeter::run(&Lab::start().await.cloud()).await;
 }
 
 #[tokio::test]

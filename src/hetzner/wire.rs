@@ -6,11 +6,12 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Deserializer};
 
 use crate::ports::{
-    Labels, Location, Network, PlacementGroup, PrivateAddress, Server, ServerStatus, SshKey, Subnet, Volume,
+    Firewall, Labels, Location, Network, PlacementGroup, PrivateAddress, Route, Server, ServerStatus, SshKey, Subnet,
+    Volume,
 };
 
 /// Null counts as absent.
-fn lenient<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+pub(super) fn lenient<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(from)?.unwrap_or_default())
 }
 
@@ -93,7 +94,7 @@ macro_rules! labelled {
         }
     )*};
 }
-labelled!(Server, Volume, Network, PlacementGroup, SshKey);
+labelled!(Server, Volume, Network, PlacementGroup, SshKey, Firewall);
 
 #[derive(Debug, Default, Deserialize)]
 struct Named {
@@ -224,7 +225,15 @@ pub(super) struct WireNetwork {
     #[serde(default, deserialize_with = "lenient")]
     subnets: Vec<WireSubnet>,
     #[serde(default, deserialize_with = "lenient")]
+    routes: Vec<WireRoute>,
+    #[serde(default, deserialize_with = "lenient")]
     labels: Labels,
+}
+
+#[derive(Debug, Deserialize)]
+struct WireRoute {
+    destination: String,
+    gateway: Ipv4Addr,
 }
 
 #[derive(Debug, Deserialize)]
@@ -246,6 +255,7 @@ impl Resource for WireNetwork {
             name: self.name,
             range: self.ip_range,
             subnets: self.subnets.into_iter().map(subnet).collect(),
+            routes: self.routes.into_iter().map(|r| Route { destination: r.destination, gateway: r.gateway }).collect(),
             labels: self.labels,
         }
     }

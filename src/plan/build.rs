@@ -3,9 +3,11 @@ use std::collections::BTreeMap;
 use super::draft::{Basis, Draft, Who, volume_name};
 use super::params::{EtcdStart, SecretsKeep};
 use super::roll::{self, Rolling};
+use super::vpn::{cut_off, vpn_done};
 use super::{Plan, PlanError, Purpose, WorkersChoice, workers};
-use crate::config::{MasterConfig, WorkerConfig};
+use crate::config::{MasterConfig, VpnConfig, WorkerConfig};
 use crate::distribution::upstream::{EtcdState, Role};
+use crate::ports::ServerStatus;
 
 /// What is missing between what Git declares and what was observed. Refuses to found an empty cluster where data of this
 /// cluster exists: that is what `rebuild` is for.
@@ -41,8 +43,14 @@ pub fn plan_build_with(basis: &Basis<'_>, choice: &WorkersChoice) -> Result<Plan
             ),
         });
     }
-    let state = etcd_state(basis, &names)?;
     let mut draft = Draft::new(basis, &stay)?;
+    if let Some(vpn) = cluster.vpn.as_ref().filter(|v| cut_off(basis) && !vpn_done(basis, v)) {
+        draft.findings.push(format!("{ONLY_THE_WAY_IN}: no server answers without {}", draft.full(&vpn.name)));
+        draft.foundation();
+        way_in(&mut draft, vpn);
+        return Ok(draft.finish(Purpose::Build));
+    }
+    let state = etcd_state(basis, &names)?;
 
     if !inventory.secrets_kept {
         let params = SecretsKeep { from_snapshot: None };
@@ -66,6 +74,9 @@ pub fn plan_build_with(basis: &Basis<'_>, choice: &WorkersChoice) -> Result<Plan
     let new_workers = !workers.is_empty() || !replaced.is_empty() || rolling.installs(Role::Worker);
     roles.extend(new_workers.then_some(Role::Worker));
     draft.artifacts(&roles);
+    if let Some(vpn) = cluster.vpn.as_ref().filter(|v| !vpn_done(basis, v)) {
+        way_in(&mut draft, vpn);
+    }
     for master in &masters {
         ensure_server(&mut draft, Who::Master(master), &master.name);
     }
@@ -90,6 +101,17 @@ pub fn plan_build_with(basis: &Basis<'_>, choice: &WorkersChoice) -> Result<Plan
     roll::roll_workers(&mut draft, &rolling);
     workers::leave_and_return(&mut draft, &replaced, choice, &asked);
     Ok(draft.finish(Purpose::Build))
+}
+
+/// Begins the finding of a plan that brings only the VPN host back; what else is missing is seen through it.
+pub const ONLY_THE_WAY_IN: &str = "only the way in is made now, the rest is looked at through it";
+
+fn way_in(draft: &mut Draft<'_>, vpn: &VpnConfig) {
+    let (basis, full) = (draft.basis, draft.full(&vpn.name));
+    let server = basis.inventory.server(&full);
+    let create = server.is_none_or(|s| s.private.is_empty() || s.status != ServerStatus::Running);
+    draft.vpn(&reason(basis, &full), &[], create);
+    draft.close();
 }
 
 fn ensure_server(draft: &mut Draft<'_>, who: Who<'_>, name: &str) {
@@ -117,7 +139,7 @@ fn reason(basis: &Basis<'_>, full: &str) -> String {
     }
 }
 
-fn configured(basis: &Basis<'_>, full: &str, units: &[&str]) -> bool {
+pub(super) fn configured(basis: &Basis<'_>, full: &str, units: &[&str]) -> bool {
     let Some(probe) = basis.inventory.probes.get(full) else { return false };
     basis.inventory.server(full).is_some_and(|s| !s.private.is_empty())
         && probe.config_digest.is_some()

@@ -3,7 +3,7 @@ use super::params::{BackupsDelete, NetworkDelete, PlacementGroupDelete, ServerFe
 use super::{OWNER_LABEL, Plan, Purpose};
 use crate::ports::Labels;
 
-/// What a person wants gone beside servers, network, placement group and SSH key.
+/// What a person wants gone beside servers, network, firewalls, placement group and SSH key.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DestroyChoice {
     /// Volumes with etcd's data too.
@@ -32,6 +32,7 @@ pub fn plan_destroy(basis: &Basis<'_>, choice: DestroyChoice) -> Plan {
             format!("delete volume {} ({} GB in {}) with its data", volume.name, volume.size_gb, volume.location);
         draft.add(format!("volume/{}", volume.name), &params, &servers, title, "asked for twice", 180);
     }
+    draft.no_firewalls(owned, &servers, reason);
     if let Some(network) = inventory.network.as_ref().filter(|n| owned(&n.labels)) {
         let params = NetworkDelete { id: network.id, name: network.name.clone() };
         let title = format!("delete network {} ({})", network.name, network.range);

@@ -10,9 +10,10 @@ use super::params::{
     MachineReady, MasterConfigure, NetworkCreate, NodeReady, Params, PlacementGroupCreate, ServerCreate, SshKeyCreate,
     VolumeProvide, WorkerConfigure, WorkerStart,
 };
+use super::perimeter;
 use super::placement::place;
 use super::{Inventory, PLAN_FORMAT, Plan, PlanError, Purpose, Step};
-use crate::config::{Cluster, MasterConfig, WorkerConfig};
+use crate::config::{Cluster, MasterConfig, VpnConfig, WorkerConfig};
 use crate::distribution::server_name;
 use crate::distribution::upstream::{Role, needed};
 use crate::ports::{Binary, Labels};
@@ -57,6 +58,8 @@ pub(super) struct Draft<'a> {
     pub in_place: bool,
     /// Masters and their servers that must agree before an API server starts; none: all that are declared.
     pub agreeing: Option<BTreeMap<String, String>>,
+    /// Servers are reached at public addresses until the VPN is there.
+    pub closing_last: bool,
     steps: Vec<Step>,
 }
 
@@ -71,7 +74,8 @@ impl<'a> Draft<'a> {
         let workers: Vec<_> = cluster.workers.iter().map(|w| (w.name.as_str(), w.location.as_str())).collect();
         let mut findings = Vec::new();
         let mut locations = BTreeMap::new();
-        for wanted in [masters, workers] {
+        let vpn: Vec<_> = cluster.vpn.iter().map(|v| (v.name.as_str(), v.location.as_str())).collect();
+        for wanted in [masters, workers, vpn] {
             for (name, location) in place(&wanted, stay, &cluster.fallback_locations, basis.unavailable)? {
                 let declared = wanted.iter().find(|(n, _)| *n == name).map_or(location, |(_, l)| l);
                 if declared != location {
@@ -80,7 +84,16 @@ impl<'a> Draft<'a> {
                 locations.insert(name.to_owned(), location.to_owned());
             }
         }
-        Ok(Self { basis, findings, locations, snapshot: None, in_place: false, agreeing: None, steps: Vec::new() })
+        Ok(Self {
+            basis,
+            findings,
+            locations,
+            snapshot: None,
+            in_place: false,
+            agreeing: None,
+            closing_last: false,
+            steps: Vec::new(),
+        })
     }
 
     /// A plan that creates no server: nothing needs a place.
@@ -92,6 +105,7 @@ impl<'a> Draft<'a> {
             snapshot: None,
             in_place: true,
             agreeing: None,
+            closing_last: false,
             steps: Vec::new(),
         }
     }
@@ -159,8 +173,9 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Network, placement group and SSH key.
+    /// Network, firewalls, placement group and SSH key.
     pub fn foundation(&mut self) {
+        self.perimeter();
         let (cluster, inventory) = (self.basis.cluster, self.basis.inventory);
         let labels = self.labels();
         if inventory.network.is_none() {
@@ -203,9 +218,13 @@ impl<'a> Draft<'a> {
             placement_group: matches!(who, Who::Master(_)).then(|| placement_group(cluster)),
             ssh_key: cluster.name.clone(),
             labels,
+            public_ipv4: who.public_ipv4(cluster),
         };
-        let needs: Vec<&str> =
-            ["network", "placement-group", "ssh-key"].into_iter().chain(after.iter().copied()).collect();
+        let needs: Vec<&str> = ["network", "placement-group", "ssh-key"]
+            .into_iter()
+            .chain(perimeter::STEPS)
+            .chain(after.iter().copied())
+            .collect();
         let title = format!("create server {full} in {location}");
         self.add(format!("server/{full}"), &params, &needs, title, reason, 300);
     }
@@ -323,8 +342,10 @@ impl<'a> Draft<'a> {
     pub fn ready(&mut self, full: &str, reason: &str) {
         let params = MachineReady { server: full.to_owned() };
         let server = format!("server/{full}");
+        // The way to it, and its own way out.
+        let way = self.basis.cluster.vpn.as_ref().map(|v| format!("ready/{}", self.full(&v.name))).unwrap_or_default();
         let title = format!("wait until {full} answers with its pinned host key");
-        self.add(format!("ready/{full}"), &params, &[&server], title, reason, 300);
+        self.add(format!("ready/{full}"), &params, &[&server, &way, super::vpn::WAY_OUT], title, reason, 300);
     }
 
     pub fn binaries(&mut self, id: &str, full: &str, role: Role, choose: impl Fn(&str) -> bool, needs: &[&str]) {
@@ -367,6 +388,7 @@ impl<'a> Draft<'a> {
 pub(super) enum Who<'a> {
     Master(&'a MasterConfig),
     Worker(&'a WorkerConfig),
+    Vpn(&'a VpnConfig),
 }
 
 impl Who<'_> {
@@ -374,24 +396,35 @@ impl Who<'_> {
         match self {
             Self::Master(m) => &m.name,
             Self::Worker(w) => &w.name,
+            Self::Vpn(v) => &v.name,
         }
     }
     fn role(&self) -> &'static str {
         match self {
             Self::Master(_) => "master",
             Self::Worker(_) => "worker",
+            Self::Vpn(_) => "vpn",
         }
     }
     fn server_type(&self) -> &str {
         match self {
             Self::Master(m) => &m.server_type,
             Self::Worker(w) => &w.server_type,
+            Self::Vpn(v) => &v.server_type,
         }
     }
     fn address(&self) -> std::net::Ipv4Addr {
         match self {
             Self::Master(m) => m.address,
             Self::Worker(w) => w.address,
+            Self::Vpn(v) => v.address,
+        }
+    }
+    fn public_ipv4(&self, cluster: &Cluster) -> bool {
+        match self {
+            Self::Master(_) => cluster.network.public_ipv4.masters(),
+            Self::Worker(_) => cluster.network.public_ipv4.workers(),
+            Self::Vpn(_) => true,
         }
     }
 }

@@ -3,8 +3,11 @@
 use serde::Serialize;
 
 use super::draft::{Basis, volume_name};
+use super::perimeter::{differences, wanted_firewalls};
+use super::vpn::way_out;
 use super::{NAME_LABEL, OWNER_LABEL, ROLE_LABEL};
 use crate::distribution::server_name;
+use crate::distribution::upstream::{Role, VPN_UNITS};
 use crate::ports::ServerStatus;
 
 /// One difference.
@@ -60,12 +63,29 @@ impl Comparison<'_> {
                     let mend = "a network's range can't be changed: correct cluster.yaml";
                     self.add("network", &cluster.network.range, &network.range, mend);
                 }
+                if let Some(vpn) = cluster.vpn.as_ref().filter(|v| !network.routes.contains(&way_out(v))) {
+                    let found: Vec<String> =
+                        network.routes.iter().map(|r| format!("{} through {}", r.destination, r.gateway)).collect();
+                    let found = if found.is_empty() { "no route".into() } else { found.join(", ") };
+                    self.add("network's way out", format!("through {}", vpn.address), found, BUILD);
+                }
                 if !network.subnets.iter().any(|s| s.range == cluster.network.subnet) {
                     let subnets: Vec<&str> = network.subnets.iter().map(|s| s.range.as_str()).collect();
                     let mend = "add the subnet in the cloud, or correct cluster.yaml";
                     self.add("network's subnet", &cluster.network.subnet, subnets.join(", "), mend);
                 }
             }
+        }
+        let wanted = wanted_firewalls(cluster);
+        for wanted in &wanted {
+            let found = inventory.firewalls.iter().find(|f| f.name == wanted.name);
+            for difference in differences(wanted, found) {
+                self.add(format!("firewall {}", wanted.name), format!("lets in {}", wanted.lets_in), difference, BUILD);
+            }
+        }
+        for firewall in inventory.firewalls.iter().filter(|f| !wanted.iter().any(|w| w.name == f.name)) {
+            let mend = "declare it in cluster.yaml, or delete it in the cloud";
+            self.add(format!("firewall {}", firewall.name), "nothing", "a firewall with this cluster's label", mend);
         }
         if inventory.placement_group.is_none() {
             self.add("placement group", "one for the masters", "it does not exist", BUILD);
@@ -88,12 +108,21 @@ impl Comparison<'_> {
 
     fn servers(&mut self) {
         let cluster = self.basis.cluster;
-        let masters = cluster.masters.iter().map(|m| (&m.name, &m.location, &m.server_type, m.address, true));
-        let workers = cluster.workers.iter().map(|w| (&w.name, &w.location, &w.server_type, w.address, false));
-        for (name, location, server_type, address, master) in masters.chain(workers) {
+        let masters = cluster.masters.iter().map(|m| (&m.name, &m.location, &m.server_type, m.address, Role::Master));
+        let workers = cluster.workers.iter().map(|w| (&w.name, &w.location, &w.server_type, w.address, Role::Worker));
+        let vpn = cluster.vpn.iter().map(|v| (&v.name, &v.location, &v.server_type, v.address, Role::Vpn));
+        for (name, location, server_type, address, role) in masters.chain(workers).chain(vpn) {
             let full = server_name(cluster, name);
-            let mend = if master { format!("hk-dr runbook run replace-master --server {name}") } else { BUILD.into() };
-            let anew = if master { mend.clone() } else { "hk-dr build --replace-workers".to_owned() };
+            let mend = if role == Role::Master {
+                format!("hk-dr runbook run replace-master --server {name}")
+            } else {
+                BUILD.into()
+            };
+            let anew = match role {
+                Role::Worker => "hk-dr build --replace-workers".to_owned(),
+                Role::Vpn => format!("delete the server in the cloud, then {BUILD}"),
+                Role::Master => mend.clone(),
+            };
             let Some(server) = self.basis.inventory.server(&full) else {
                 self.add(&full, format!("a server in {location}"), "it does not exist", mend);
                 continue;
@@ -113,11 +142,20 @@ impl Comparison<'_> {
                 let has = if has.is_empty() { "no private address".to_owned() } else { has.join(", ") };
                 self.add(&full, format!("private address {address}"), has, BUILD);
             }
-            self.machine(&full, master, &mend);
+            let public = match role {
+                Role::Master => cluster.network.public_ipv4.masters(),
+                Role::Worker => cluster.network.public_ipv4.workers(),
+                Role::Vpn => true,
+            };
+            if server.public_ipv4.is_some() != public {
+                let words = |public| if public { "a public address" } else { "no public address" };
+                self.add(&full, words(public), words(!public), format!("delete the server in the cloud, then {mend}"));
+            }
+            self.machine(&full, role, &mend);
         }
     }
 
-    fn machine(&mut self, full: &str, master: bool, mend: &str) {
+    fn machine(&mut self, full: &str, role: Role, mend: &str) {
         let (cluster, inventory) = (self.basis.cluster, self.basis.inventory);
         let Some(probe) = inventory.probes.get(full) else {
             let why = inventory.silent.get(full).cloned().unwrap_or_else(|| "it was not asked".into());
@@ -131,10 +169,10 @@ impl Comparison<'_> {
             }
             _ => {}
         }
-        let units: &[&str] = if master {
-            &["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"]
-        } else {
-            &["kubelet", "kube-proxy"]
+        let units: &[&str] = match role {
+            Role::Master => &["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"],
+            Role::Worker => &["kubelet", "kube-proxy"],
+            Role::Vpn => &VPN_UNITS,
         };
         let idle: Vec<&str> = units.iter().filter(|u| !probe.active_units.contains(**u)).copied().collect();
         if !idle.is_empty() {
@@ -146,10 +184,10 @@ impl Comparison<'_> {
                 self.add(full, format!("{program} {wanted}"), version, BUILD);
             }
         }
-        if master && !inventory.api_ready.contains(full) {
+        if role == Role::Master && !inventory.api_ready.contains(full) {
             self.add(full, "API server ready", "it is not", BUILD);
         }
-        if !master && !inventory.ready_nodes.contains(full) {
+        if role == Role::Worker && !inventory.ready_nodes.contains(full) {
             self.add(full, "Node ready", "it is not", BUILD);
         }
     }
@@ -202,6 +240,7 @@ impl Comparison<'_> {
     fn unknown(&mut self) {
         let (cluster, inventory) = (self.basis.cluster, self.basis.inventory);
         let names = cluster.masters.iter().map(|m| &m.name).chain(cluster.workers.iter().map(|w| &w.name));
+        let names = names.chain(cluster.vpn.iter().map(|v| &v.name));
         let names: Vec<String> = names.map(|n| server_name(cluster, n)).collect();
         for server in inventory.servers.iter().filter(|s| !names.contains(&s.name)) {
             let label = server.labels.get(NAME_LABEL).cloned().unwrap_or_default();

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::ports::{Member, Network, NodeProbe, PlacementGroup, Server, SnapshotInfo, SshKey, Volume};
+use crate::ports::{Firewall, Member, Network, NodeProbe, PlacementGroup, Server, SnapshotInfo, SshKey, Volume};
 
 /// What was observed of a cluster. Servers and volumes are those that carry its label.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,6 +14,7 @@ pub struct Inventory {
     pub network: Option<Network>,
     pub placement_group: Option<PlacementGroup>,
     pub ssh_key: Option<SshKey>,
+    pub firewalls: Vec<Firewall>,
     /// Names the cluster needs that belong to someone else, as sentences.
     pub foreign: Vec<String>,
     /// What each server that answered says of itself, by server name.

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::distribution::upstream::EtcdState;
-use crate::ports::{Binary, EtcdRestore, Labels};
+use crate::ports::{Binary, EtcdRestore, FirewallRule, Labels};
 
 /// Names the step kind that takes these parameters.
 pub trait Params: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -38,14 +38,24 @@ params! {
     "artifact.mirror" v 1 => ArtifactMirror { name: String, version: String, sha256: String }
     /// Creates the private network.
     "network.create" v 1 => NetworkCreate { name: String, range: String, subnet: String, zone: String, labels: Labels }
+    /// Creates a firewall, or gives it back its rules and its servers.
+    "firewall.provide" v 1 => FirewallProvide { name: String, selector: String, rules: Vec<FirewallRule>, labels: Labels }
+    /// Deletes a firewall of this cluster.
+    "firewall.delete" v 1 => FirewallDelete { id: u64, name: String }
+    /// Routes what leaves the private network through one of its servers.
+    "network.route" v 1 => RouteProvide { network: String, destination: String, gateway: Ipv4Addr }
+    /// Makes the VPN host what Git declares.
+    "vpn.configure" v 1 => VpnConfigure { server: String }
     /// Creates the spread placement group.
     "placement_group.create" v 1 => PlacementGroupCreate { name: String, labels: Labels }
     /// Registers the cluster's single-purpose SSH key.
     "ssh_key.create" v 1 => SshKeyCreate { name: String, public_key: String, labels: Labels }
     /// Creates a server and pins its host key.
-    "server.create" v 1 => ServerCreate {
+    "server.create" v 2 => ServerCreate {
         name: String, server_type: String, image: String, location: String, network: String, address: Ipv4Addr,
         placement_group: Option<String>, ssh_key: String, labels: Labels,
+        /// Whether it gets a public address.
+        public_ipv4: bool,
     }
     /// Deletes a server of this cluster that must not run any more.
     "server.fence" v 1 => ServerFence { id: u64, name: String }

@@ -68,6 +68,8 @@ pub fn plan_rebuild(basis: &Basis<'_>, choice: &RebuildChoice) -> Result<Plan, P
     draft.add("secrets", &params, &[], title, "tokens, Secrets and certificates stay valid", 120);
     draft.foundation();
     draft.artifacts(&[Role::Master, Role::Worker]);
+    draft.vpn("it is lost", &fences, true);
+    draft.close();
     for master in &cluster.masters {
         draft.server(Who::Master(master), "it is lost", &fences);
     }

@@ -104,6 +104,7 @@ impl<'a> Rolling<'a> {
         match role {
             Role::Master => self.masters.iter().any(|(_, need)| !need.versions.is_empty()),
             Role::Worker => self.workers.iter().any(|(_, need)| !need.versions.is_empty()),
+            Role::Vpn => false,
         }
     }
 }
@@ -355,6 +356,7 @@ fn check(draft: &mut Draft<'_>, chain: &mut Chain, full: &str, role: Role) {
     let programs: &[&str] = match role {
         Role::Master => &["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"],
         Role::Worker => &["kubelet", "kube-proxy"],
+        Role::Vpn => &[],
     };
     let versions = programs.iter().map(|p| ((*p).to_owned(), declared(basis, p).to_owned())).collect();
     let params = MachineHealthy {

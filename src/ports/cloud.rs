@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::PortResult;
+use super::{Perimeter, PortResult, Route};
 
 /// Labels of a cloud resource.
 pub type Labels = BTreeMap<String, String>;
@@ -65,6 +65,8 @@ pub struct Network {
     pub name: String,
     pub range: String,
     pub subnets: Vec<Subnet>,
+    #[serde(default)]
+    pub routes: Vec<Route>,
     pub labels: Labels,
 }
 
@@ -111,6 +113,10 @@ pub struct ServerSpec {
     pub ssh_keys: Vec<u64>,
     pub placement_group: Option<u64>,
     pub labels: Labels,
+    /// Whether it gets a public IPv4 address.
+    pub public_ipv4: bool,
+    /// Whether it is switched on at once. One without a public address must be attached to a network before.
+    pub start: bool,
     /// Handed to the machine at first boot; may hold its host key, hence never logged and never serialised.
     #[serde(skip)]
     pub user_data: String,
@@ -129,7 +135,7 @@ pub struct VolumeSpec {
 /// Creating calls are safe to repeat after an ambiguous answer: the adapter looks up the unique name before it posts
 /// again, and answers `Conflict` when the name belongs to something that does not carry the given labels.
 #[async_trait]
-pub trait Cloud: Send + Sync {
+pub trait Cloud: Perimeter {
     async fn locations(&self) -> PortResult<Vec<Location>>;
 
     /// All servers that match a label selector (empty: all of the project), over all pages.

@@ -8,6 +8,8 @@ use async_trait::async_trait;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+use crate::distribution::upstream::Role;
+
 use super::{ByteStream, Etcd, Host, PortResult, RemoteFile};
 
 /// A pinned binary and where it goes.
@@ -70,10 +72,10 @@ pub struct EtcdRestore {
 pub trait Machines: Send + Sync {
     /// Waits until the machine answers with its pinned host key and runs commands.
     async fn wait_ready(&self, host: &Host, deadline: Duration) -> PortResult<()>;
-    /// What the machine runs; `master` tells which units to look at.
-    async fn probe(&self, host: &Host, master: bool) -> PortResult<NodeProbe>;
     /// Every certificate the machine has, in files and as its services show them.
     async fn certificates(&self, host: &Host, master: bool) -> PortResult<Vec<CertificateFound>>;
+    /// What the machine runs; its role tells which units to look at.
+    async fn probe(&self, host: &Host, role: Role) -> PortResult<NodeProbe>;
     /// Installs binaries from the URLs given beside them; each is checked against its SHA-256 before it gets its name.
     async fn install(&self, host: &Host, binaries: &[(Binary, SecretString)]) -> PortResult<()>;
     /// Writes the configuration and reloads systemd.
@@ -112,6 +114,8 @@ pub enum Service {
     Controllers,
     /// Kubelet and proxy.
     Worker,
+    /// WireGuard and the way out for other servers. Starting it again makes it follow its files.
+    Vpn,
 }
 
 impl Service {
@@ -122,6 +126,7 @@ impl Service {
             Self::ApiServer => &["kube-apiserver"],
             Self::Controllers => &["kube-controller-manager", "kube-scheduler"],
             Self::Worker => &["kubelet", "kube-proxy"],
+            Self::Vpn => &["wg-quick@wg0", "hk-dr-nat"],
         }
     }
 }

@@ -5,12 +5,11 @@ use std::time::Duration;
 use russh::client::{self, AuthResult, Handle};
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 use russh::{Channel, ChannelOpenFailure, Preferred, cipher};
-use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::key;
-use crate::ports::{ErrorCode, Host, PortError, PortResult};
+use crate::ports::{ErrorCode, Host, PortError, PortResult, Reach};
 
 /// How long the version exchange, key exchange and authentication may take together once TCP is connected.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -31,19 +30,15 @@ pub(super) struct Connection {
 pub(super) struct Login {
     pub(super) key: Arc<PrivateKey>,
     pub(super) port: u16,
+    pub(super) reach: Arc<dyn Reach>,
 }
 
 impl Connection {
     /// Connects, checks the host key against the pin, and authenticates as root.
     pub(super) async fn open(login: &Login, host: &Host, tcp_timeout: Duration) -> PortResult<Self> {
         let doing = || format!("connect to {} ({}) by SSH", host.name, host.address);
-        let socket = match timeout(tcp_timeout, TcpStream::connect((host.address, login.port))).await {
-            Ok(Ok(socket)) => socket,
-            Ok(Err(error)) => return Err(unreachable(format!("{}: {error}", doing()))),
-            Err(_) => return Err(unreachable(format!("{}: no answer within {tcp_timeout:?}", doing()))),
-        };
-        // Requests are small and wait for answers: Nagle's algorithm would delay each of them.
-        socket.set_nodelay(true).map_err(|e| unreachable(format!("{}: {e}", doing())))?;
+        let to = (host.address, login.port).into();
+        let socket = login.reach.connect(to, tcp_timeout).await.map_err(|e| e.context(doing()))?;
         let seen = Arc::new(OnceLock::new());
         let pinned = Pinned { expected: host.host_key_sha256.clone(), seen: Arc::clone(&seen) };
         let handshake = async {

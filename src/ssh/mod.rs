@@ -9,6 +9,7 @@
 
 mod connection;
 mod dial;
+mod direct;
 mod exec;
 mod forward;
 mod key;
@@ -18,5 +19,6 @@ mod shell;
 mod tests;
 
 pub use dial::SshDialer;
+pub use direct::Direct;
 pub use key::{KeyPair, fingerprint, keypair};
 pub use shell::SshShell;

@@ -8,9 +8,10 @@ use secrecy::SecretString;
 use tokio::time::Instant;
 
 use super::connection::{Connection, Login, OpenError, Session, unreachable};
+use super::direct::Direct;
 use super::exec::{execute, input};
 use super::{forward, key, put};
-use crate::ports::{ByteStream, ErrorCode, Forward, Host, Output, PortError, PortResult, RemoteFile, Shell};
+use crate::ports::{ByteStream, ErrorCode, Forward, Host, Output, PortError, PortResult, Reach, RemoteFile, Shell};
 
 /// How long a machine may take to answer a TCP connection. Linux repeats a lost first packet after 1 and 3 seconds.
 const TCP_TIMEOUT: Duration = Duration::from_secs(8);
@@ -45,8 +46,13 @@ impl SshShell {
 
     /// Like [`SshShell::new`], for an sshd on another port.
     pub fn with_port(private_key: &SecretString, port: u16) -> PortResult<Self> {
+        Self::through(private_key, port, Arc::new(Direct))
+    }
+
+    /// Like [`SshShell::with_port`], by another way than the network as it is.
+    pub fn through(private_key: &SecretString, port: u16, reach: Arc<dyn Reach>) -> PortResult<Self> {
         let key = Arc::new(key::private_key(private_key)?);
-        Ok(Self { login: Arc::new(Login { key, port }), pool: Arc::default() })
+        Ok(Self { login: Arc::new(Login { key, port, reach }), pool: Arc::default() })
     }
 
     /// Returns once the machine shows its pinned host key and accepts the login. Until then everything that a booting

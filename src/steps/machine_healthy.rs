@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{Observed, StepContext, StepKind};
+use crate::distribution::upstream::Role;
 use crate::plan::params::MachineHealthy;
 use crate::ports::{ErrorClass, ErrorCode, Host, NodeProbe, PortError, PortResult, Service};
 
@@ -56,7 +57,8 @@ impl StepKind for MachineHealthyStep {
 /// What is wrong, if anything is.
 async fn look(cx: &StepContext<'_>, host: &Host, params: &MachineHealthy) -> PortResult<Option<String>> {
     let machines = &cx.world.machines;
-    if let Some(wrong) = wrong(params, &machines.probe(host, params.master).await?) {
+    let role = if params.master { Role::Master } else { Role::Worker };
+    if let Some(wrong) = wrong(params, &machines.probe(host, role).await?) {
         return Ok(Some(wrong));
     }
     let Some(least) = params.certificates_until else { return Ok(None) };

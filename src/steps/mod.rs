@@ -32,6 +32,7 @@ mod network_create;
 mod node_drain;
 mod node_fresh;
 mod node_ready;
+mod perimeter;
 mod placement_group_create;
 mod removal;
 mod secrets_keep;
@@ -45,6 +46,7 @@ mod ssh_key_create;
 mod volume_move;
 mod volume_provide;
 mod volume_retire;
+mod vpn_configure;
 mod waiting;
 mod worker_configure;
 mod worker_start;
@@ -53,7 +55,7 @@ mod world;
 pub use artifact_mirror::object_key;
 pub use etcd_agree::Agreement;
 pub use servers::{HOST_KEY_LABEL, ServerOutput};
-pub use world::World;
+pub use world::{World, load_secrets};
 
 /// What a step sees of its run.
 pub struct StepContext<'a> {
@@ -138,6 +140,10 @@ impl Registry {
         registry.add(secrets_keep::SecretsKeepStep);
         registry.add(artifact_mirror::ArtifactMirrorStep);
         registry.add(network_create::NetworkCreateStep);
+        registry.add(perimeter::FirewallProvideStep);
+        registry.add(perimeter::FirewallDeleteStep);
+        registry.add(perimeter::RouteProvideStep);
+        registry.add(vpn_configure::VpnConfigureStep);
         registry.add(placement_group_create::PlacementGroupCreateStep);
         registry.add(ssh_key_create::SshKeyCreateStep);
         registry.add(server_create::ServerCreateStep);

@@ -51,7 +51,9 @@ impl StepKind for ServerPowerOnStep {
     async fn observe(&self, cx: &StepContext<'_>, params: &ServerPowerOn) -> PortResult<Observed<ServerOutput>> {
         Ok(match own(cx, params.id, &params.name).await? {
             Err(foreign) => Observed::Foreign(foreign),
-            Ok(server) if server.status == ServerStatus::Running => Observed::Done(ServerOutput::of(&server)?),
+            Ok(server) if server.status == ServerStatus::Running => {
+                Observed::Done(ServerOutput::of(&cx.world.cluster, &server)?)
+            }
             Ok(_) => Observed::Absent,
         })
     }

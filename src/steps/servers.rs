@@ -9,6 +9,7 @@ use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
 use super::StepContext;
+use crate::config::Cluster;
 use crate::ports::{ErrorCode, Etcd, EtcdEndpoint, Host, PortError, PortResult, Server};
 
 /// Label with the pinned host key's fingerprint: it survives the loss of everything local. The value is `s`, the
@@ -28,7 +29,7 @@ pub struct ServerOutput {
 
 impl ServerOutput {
     /// Reads what the cloud shows of a server that hk-dr made.
-    pub fn of(server: &Server) -> PortResult<Self> {
+    pub fn of(cluster: &Cluster, server: &Server) -> PortResult<Self> {
         let broken = |what: &str| {
             PortError::new(ErrorCode::Invalid, format!("server {} {what}", server.name))
                 .hint("it was not made by hk-dr or was changed by hand: delete it, or correct it, then run again")
@@ -37,7 +38,10 @@ impl ServerOutput {
             id: server.id,
             name: server.name.clone(),
             location: server.location.clone(),
-            address: server.public_ipv4.ok_or_else(|| broken("has no public IPv4 address"))?,
+            address: crate::distribution::reached_at(cluster, &server.name)
+                .or(server.public_ipv4)
+                .or_else(|| server.private.first().map(|p| p.address))
+                .ok_or_else(|| broken("has no address"))?,
             host_key_sha256: server
                 .labels
                 .get(HOST_KEY_LABEL)
@@ -74,7 +78,12 @@ impl StepContext<'_> {
         let server = self.world.cloud.server_by_name(name).await?;
         let server =
             server.ok_or_else(|| PortError::new(ErrorCode::NotFound, format!("server {name} does not exist")))?;
-        ServerOutput::of(&server)
+        ServerOutput::of(&self.world.cluster, &server)
+    }
+
+    /// The id that a step of this run gave for what it made: known without asking anybody.
+    pub(super) fn made(&self, step: &str) -> Option<u64> {
+        self.outputs.get(step)?.as_u64()
     }
 
     /// A connection to the etcd members of these masters, by their servers.

@@ -35,17 +35,7 @@ impl World {
 
     /// The cluster's long-lived secrets, loaded from the vault once.
     pub async fn secrets(&self) -> PortResult<Arc<ClusterSecrets>> {
-        let secrets = self
-            .secrets
-            .get_or_try_init(|| async {
-                let set = self.vault.load().await?.ok_or_else(|| {
-                    PortError::new(ErrorCode::NotFound, "the bucket keeps no secrets for this cluster")
-                        .hint("`hk-dr build` makes them for a new cluster, `hk-dr rebuild` takes them from a snapshot")
-                })?;
-                Ok::<_, PortError>(Arc::new(secrets_keep::decode(&set)?))
-            })
-            .await?;
-        Ok(Arc::clone(secrets))
+        load_secrets(&self.secrets, self.vault.as_ref()).await
     }
 
     /// A connection to etcd's members, as hk-dr itself.
@@ -59,6 +49,24 @@ impl World {
         let tls = self.secrets().await?.kube_client(&self.cluster, self.clock.now()).map_err(pki)?;
         self.dialer.kube(host, &tls).await
     }
+}
+
+/// The cluster's long-lived secrets: those that were loaded before, or the vault's.
+///
+/// # Errors
+/// `NotFound` if the vault has none.
+pub async fn load_secrets(
+    loaded: &OnceCell<Arc<ClusterSecrets>>,
+    vault: &dyn Vault,
+) -> PortResult<Arc<ClusterSecrets>> {
+    let load = || async {
+        let set = vault.load().await?.ok_or_else(|| {
+            PortError::new(ErrorCode::NotFound, "the bucket keeps no secrets for this cluster")
+                .hint("`hk-dr build` makes them for a new cluster, `hk-dr rebuild` takes them from a snapshot")
+        })?;
+        Ok::<_, PortError>(Arc::new(secrets_keep::decode(&set)?))
+    };
+    loaded.get_or_try_init(load).await.map(Arc::clone)
 }
 
 fn pki(error: PkiError) -> PortError {

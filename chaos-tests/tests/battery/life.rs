@@ -318,6 +318,8 @@ async fn a_worker_of_somebody_else_is_never_drained() {
         ssh_keys: Vec::new(),
         placement_group: None,
         labels,
+        public_ipv4: true,
+        start: true,
         user_data: String::new(),
     };
     world.cloud.create_server(&server).await.expect("made");

@@ -5,11 +5,13 @@ mod digest;
 mod master;
 mod scripts;
 mod text;
+mod vpn;
 mod worker;
 
 pub use digest::{NODE_FILE, NodeRecord, config_digest};
 pub use master::{MasterPlacement, master_files};
 pub use scripts::*;
+pub use vpn::{VPN_FIRST_BOOT, VPN_UNITS, first_boot_files, vpn_digest, vpn_files};
 pub use worker::{WorkerPlacement, worker_files};
 
 use crate::config::Cluster;
@@ -22,6 +24,8 @@ pub enum Role {
     Master,
     /// Pods.
     Worker,
+    /// WireGuard and the way out; no part of Kubernetes.
+    Vpn,
 }
 
 /// Whether etcd founds a cluster or continues from data that is there (after a restore, or on a kept volume).
@@ -67,6 +71,8 @@ pub fn needed(cluster: &Cluster, role: Role) -> Vec<Needed> {
     };
     let (etcd, kubernetes) = (&cluster.etcd.version, &cluster.kubernetes.version);
     match role {
+        // Debian packages are all it needs.
+        Role::Vpn => Vec::new(),
         // etcdutl restores a snapshot on the server itself, next to the volume it goes to.
         Role::Master => vec![
             binary("etcd", etcd),

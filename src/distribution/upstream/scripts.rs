@@ -246,6 +246,11 @@ pub fn start_worker_script() -> String {
     script("systemctl enable -q kubelet kube-proxy\nsystemctl start --no-block kube-proxy kubelet")
 }
 
+/// Makes the VPN host's WireGuard and its way out equal to their files.
+pub fn apply_vpn_script() -> String {
+    script(super::vpn::APPLY_VPN)
+}
+
 /// Prints a [`Probe`] as one line of JSON. Changes nothing.
 pub fn probe_script(role: Role) -> String {
     let (units, programs) = match role {
@@ -253,6 +258,7 @@ pub fn probe_script(role: Role) -> String {
             "var-lib-etcd.mount etcd kube-apiserver kube-controller-manager kube-scheduler",
             "etcd kube-apiserver kube-controller-manager kube-scheduler",
         ),
+        Role::Vpn => ("wg-quick@wg0 hk-dr-nat", ""),
         Role::Worker => ("hk-dr-node containerd kubelet kube-proxy", "kubelet kube-proxy"),
     };
     script(&format!(
@@ -288,6 +294,7 @@ pub fn certificates_script(role: Role) -> String {
     let (configs, ports) = match role {
         Role::Master => ("controller-manager scheduler", "2379 2380 6443"),
         Role::Worker => ("kubelet kube-proxy", "10250"),
+        Role::Vpn => ("", ""),
     };
     script(&format!(
         "end() {{ openssl x509 -noout -subject -nameopt RFC2253 -enddate -dateopt iso_8601 2>/dev/null; }}\n\
