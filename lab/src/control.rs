@@ -1,10 +1,10 @@
 //! From the host: starting, ending and looking at labs.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -58,7 +58,44 @@ pub struct Machine {
 /// # Errors
 /// Not root, missing tools, a name that is taken, or a lab that does not come up; then nothing is left of it.
 pub fn up(options: &LabOptions, daemon: Command, progress: &mut dyn FnMut(&str)) -> Result<LabInfo, LabError> {
-    start(options, daemon, progress, false)
+    start(options, daemon, progress, Life::Ephemeral).map(|(info, _)| info)
+}
+
+/// As `up`, and the lab ends with the tether: when it is dropped, or the process that holds it ends, however it ends.
+///
+/// # Errors
+/// As `up`.
+pub fn up_tethered(
+    options: &LabOptions,
+    daemon: Command,
+    progress: &mut dyn FnMut(&str),
+) -> Result<(LabInfo, Tether), LabError> {
+    let (info, stdin) = start(options, daemon, progress, Life::Tethered)?;
+    let end = stdin.ok_or_else(|| LabError::new("the guardian has no input"))?;
+    Ok((info, Tether { end }))
+}
+
+/// What a lab's life hangs on. Nobody else has this end of the pipe: it closes on exec.
+#[derive(Debug)]
+pub struct Tether {
+    end: ChildStdin,
+}
+
+impl Tether {
+    /// Lets the lab live on.
+    ///
+    /// # Errors
+    /// The lab has ended.
+    pub fn cut(mut self) -> Result<(), LabError> {
+        self.end.write_all(&[outer::CUT]).and_then(|()| self.end.flush()).attempt(|| "let the lab live on".into())
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Life {
+    Ephemeral,
+    Tethered,
+    Durable,
 }
 
 /// As `up`, but state and disks stay when the lab ends, however it ends; the next call with the same name and state
@@ -67,15 +104,16 @@ pub fn up(options: &LabOptions, daemon: Command, progress: &mut dyn FnMut(&str))
 /// # Errors
 /// As `up`; or what was kept can't be read.
 pub fn up_durable(options: &LabOptions, daemon: Command, progress: &mut dyn FnMut(&str)) -> Result<LabInfo, LabError> {
-    start(options, daemon, progress, true)
+    start(options, daemon, progress, Life::Durable).map(|(info, _)| info)
 }
 
 fn start(
     options: &LabOptions,
     mut daemon: Command,
     progress: &mut dyn FnMut(&str),
-    durable: bool,
-) -> Result<LabInfo, LabError> {
+    life: Life,
+) -> Result<(LabInfo, Option<ChildStdin>), LabError> {
+    let (durable, tethered) = (life == Life::Durable, life == Life::Tethered);
     options.check()?;
     require_root()?;
     require_tools()?;
@@ -103,11 +141,12 @@ fn start(
         disks,
         versitygw: absolute(&versitygw)?,
         durable,
+        tethered,
     };
     let argument = serde_json::to_string(&launch).map_err(|error| LabError::new(error.to_string()))?;
     let mut child = daemon
         .arg(argument)
-        .stdin(Stdio::null())
+        .stdin(if tethered { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .spawn()
@@ -119,7 +158,7 @@ fn start(
         let _ = child.wait();
     }
     outcome?;
-    find(&options.name)
+    Ok((find(&options.name)?, child.stdin.take()))
 }
 
 fn follow(reports: impl BufRead, progress: &mut dyn FnMut(&str)) -> Result<(), LabError> {

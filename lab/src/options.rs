@@ -105,6 +105,9 @@ pub struct Launch {
     /// Keeps state and disks when the lab ends, however it ends.
     #[serde(default)]
     pub durable: bool,
+    /// Standard input is a [`crate::control::Tether`]'s other end.
+    #[serde(default)]
+    pub tethered: bool,
 }
 
 /// What a durable lab keeps of how it is used: below its disks, mode 0600.

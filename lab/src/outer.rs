@@ -32,6 +32,9 @@ use crate::error::{Attempt, LabError};
 use crate::options::{Access, LabInfo, Launch, labs_dir, state_file};
 use crate::{objectstore, volume};
 
+/// What comes through a tether when the lab is to live without it.
+pub(crate) const CUT: u8 = b'!';
+
 /// A killed lab of twenty machines is gone in under a second; a busy host takes longer.
 const GONE_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -110,7 +113,8 @@ fn guard_claimed(launch: &Launch, dir: &Path) -> Result<(), LabError> {
     let written = write_info(dir, &info);
     // From here on only the lab itself reports: its end closes the pipe to the waiting `lab up`.
     let groups = Cgroups::of(&launch.name)?;
-    let watched = written.and_then(|()| to_log(dir)).and_then(|()| watch_init(&signals, init, &groups));
+    let watched =
+        written.and_then(|()| to_log(dir)).and_then(|()| watch_init(&signals, init, &groups, launch.tethered));
     if watched.is_err() {
         // It has an error of its own to report; the kill's would say less.
         let _ = kill(init, Signal::SIGKILL);
@@ -120,11 +124,26 @@ fn guard_claimed(launch: &Launch, dir: &Path) -> Result<(), LabError> {
     watched
 }
 
-/// Waits until init ends by itself or somebody asks the guardian to end.
-fn watch_init(signals: &SignalFd, init: Pid, groups: &Cgroups) -> Result<(), LabError> {
+/// Waits until init ends by itself, somebody asks the guardian to end, or the tether's other end is gone.
+fn watch_init(signals: &SignalFd, init: Pid, groups: &Cgroups, mut tethered: bool) -> Result<(), LabError> {
+    let stdin = std::io::stdin();
     loop {
-        let signal = signals.read_signal().attempt(|| "wait for a signal".into())?;
-        let ordered = signal.is_some_and(|s| s.ssi_signo != Signal::SIGCHLD as u32);
+        let mut watched =
+            [PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+        match poll(if tethered { &mut watched } else { &mut watched[..1] }, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error).attempt(|| "wait for a signal".into()),
+        }
+        let mut ordered = false;
+        if tethered && watched[1].any().unwrap_or(false) {
+            let mut said = [0];
+            ordered = !matches!(nix::unistd::read(&stdin, &mut said), Ok(1) if said[0] == CUT);
+            tethered = false;
+        }
+        if watched[0].any().unwrap_or(false) {
+            let signal = signals.read_signal().attempt(|| "wait for a signal".into())?;
+            ordered |= signal.is_some_and(|s| s.ssi_signo != Signal::SIGCHLD as u32);
+        }
         if ordered {
             groups.thaw_all();
             kill(init, Signal::SIGKILL).attempt(|| "end the lab".into())?;

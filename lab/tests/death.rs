@@ -57,6 +57,29 @@ fn a_killed_guardian_leaves_nothing() {
 }
 
 #[test]
+fn a_tethered_lab_ends_with_the_tether_unless_it_is_cut() {
+    let options =
+        |name: &str| LabOptions { name: name.into(), cache_dir: common::cache_dir(), state_dir: common::state_dir() };
+    let daemon = || {
+        let mut daemon = Command::new(common::PROGRAM);
+        daemon.arg("daemon");
+        daemon
+    };
+    let (info, tether) = control::up_tethered(&options("t-tether"), daemon(), &mut |_| {}).expect("the lab comes up");
+    let spaces = Spaces::of(&info);
+    assert!(!Traces::of(&info, &spaces).processes.is_empty());
+    // What the kernel does when the process that holds it is killed.
+    drop(tether);
+    eventually("everything is gone", || Traces::of(&info, &spaces) == Traces::default());
+
+    let (_, tether) = control::up_tethered(&options("t-cut"), daemon(), &mut |_| {}).expect("the lab comes up");
+    tether.cut().expect("the lab lives");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(control::find("t-cut").is_ok());
+    control::down("t-cut").expect("the lab ends");
+}
+
+#[test]
 fn what_both_killed_leave_is_swept_by_the_next_look() {
     let (lab, spaces) = furnished("t-both");
     // Both at once: neither can clean up after the other.

@@ -38,8 +38,14 @@ pub async fn fetch(
         }
     }
     one(store, manifest, &manifest.recovery, identities, &fetched.recovery).await?;
-    one(store, manifest, &manifest.etcd, identities, &fetched.etcd).await?;
-    Ok(fetched)
+    match one(store, manifest, &manifest.etcd, identities, &fetched.etcd).await {
+        Ok(()) => Ok(fetched),
+        // Keys and tokens lie in the first file: they must not stay of a fetch that failed.
+        Err(failed) => Err(match std::fs::remove_file(&fetched.recovery) {
+            Ok(()) => failed,
+            Err(e) => failed.hint(format!("{} could not be removed ({e}): remove it", fetched.recovery.display())),
+        }),
+    }
 }
 
 /// Writes the state at a point, and the recovery set of the snapshot that it begins with.

@@ -26,6 +26,9 @@ const QUEUE: usize = 3;
 /// How long an abort may take: the error it follows must get out.
 const ABORT_DEADLINE: Duration = Duration::from_secs(30);
 
+/// What every failure begins with.
+const NOT_TAKEN: &str = "the snapshot was not taken";
+
 /// What a snapshot is taken of, from and to.
 pub struct TakeRequest<'a> {
     pub cluster: &'a str,
@@ -92,14 +95,14 @@ pub async fn take(request: &TakeRequest<'_>) -> PortResult<Taken> {
         Ok(done) => done,
         Err(failed) => {
             let aborted = tokio::time::timeout(ABORT_DEADLINE, upload.abort()).await;
-            let failed = failed.context("the snapshot was not taken");
+            let failed = failed.context(NOT_TAKEN);
             return Err(match aborted {
                 Ok(Ok(())) => failed,
                 _ => failed.hint(format!("the unfinished upload of {stream_key} could not be aborted: remove it")),
             });
         }
     };
-    upload.complete(PutCondition::Absent).await?;
+    upload.complete(PutCondition::Absent).await.map_err(|failed| failed.context(NOT_TAKEN))?;
     let finished_at = request.clock.now();
 
     let summary = &inspected.summary;
@@ -107,7 +110,7 @@ pub async fn take(request: &TakeRequest<'_>) -> PortResult<Taken> {
     let recovery = {
         let (sealed, stored) = seal::seal_small(&packed, request.recipients)?;
         let key = layout::beside(request.cluster, &id, layout::RECOVERY);
-        put_once(request.store, &key, sealed).await?;
+        put_once(request.store, &key, sealed).await.map_err(|failed| failed.context(NOT_TAKEN))?;
         use sha2::Digest;
         Sealed {
             key,
@@ -147,7 +150,7 @@ pub async fn take(request: &TakeRequest<'_>) -> PortResult<Taken> {
     let manifest_key = layout::beside(request.cluster, &id, layout::MANIFEST);
     let text = serde_json::to_vec_pretty(&manifest)
         .map_err(|e| PortError::new(ErrorCode::Invalid, format!("write the manifest: {e}")))?;
-    put_once(request.store, &manifest_key, Bytes::from(text)).await?;
+    put_once(request.store, &manifest_key, Bytes::from(text)).await.map_err(|failed| failed.context(NOT_TAKEN))?;
     Ok(Taken { manifest, manifest_key })
 }
 

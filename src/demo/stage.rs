@@ -4,8 +4,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use hk_lab::{LabInfo, LabOptions, control};
-use tempfile::TempDir;
+use hk_lab::control::{self, Tether};
+use hk_lab::{LabInfo, LabOptions};
 use tokio::process::{Child, Command};
 
 use super::DemoError;
@@ -27,35 +27,47 @@ pub struct StageOptions {
     pub program: PathBuf,
 }
 
-/// A running lab and the scratch directory. [`Stage::strike`] removes both.
+/// A running lab and, below its disks, the scratch directory. [`Stage::strike`] removes both; if this process is killed, the
+/// lab's guardian does.
 pub struct Stage {
     pub lab: LabInfo,
     options: StageOptions,
-    scratch: TempDir,
+    scratch: PathBuf,
+    tether: Tether,
 }
 
 impl Stage {
     /// Starts the lab and makes the Git directory. Blocks while it does. After an error nothing is left.
     pub fn set(options: StageOptions, progress: &mut dyn FnMut(&str)) -> Result<Self, DemoError> {
-        let scratch = tempfile::Builder::new()
-            .prefix("hk-dr-demo-")
-            .tempdir()
-            .map_err(|e| DemoError::io("make a scratch directory", &e))?;
-        for dir in ["git", "logs", "notes"] {
-            let path = scratch.path().join(dir);
-            std::fs::create_dir(&path).map_err(|e| DemoError::io(format!("make {}", path.display()), &e))?;
-        }
         let mut daemon = std::process::Command::new(&options.program);
         daemon.args(["lab", "daemon"]);
-        let lab = control::up(&options.lab, daemon, progress)?;
-        Ok(Self { lab, options, scratch })
+        let (lab, tether) = control::up_tethered(&options.lab, daemon, progress)?;
+        let scratch = lab.disks.join("demo");
+        let stage = Self { lab, options, scratch, tether };
+        match stage.make_scratch() {
+            Ok(()) => Ok(stage),
+            Err(failed) => {
+                stage.strike()?;
+                Err(failed)
+            }
+        }
+    }
+
+    fn make_scratch(&self) -> Result<(), DemoError> {
+        use std::os::unix::fs::DirBuilderExt;
+        for dir in ["git", "logs", "notes"] {
+            let path = self.scratch.join(dir);
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+            made.map_err(|e| DemoError::io(format!("make {}", path.display()), &e))?;
+        }
+        Ok(())
     }
 
     /// Writes `cluster.yaml`, makes keys, and commits both: what a team would have in Git.
     pub async fn make_git_directory(&self) -> Result<(), DemoError> {
         let path = self.git().join("cluster.yaml");
         std::fs::write(&path, CLUSTER_YAML).map_err(|e| DemoError::io(format!("write {}", path.display()), &e))?;
-        let (first, second) = (self.identity(), self.scratch.path().join("identity-of-a-colleague.txt"));
+        let (first, second) = (self.identity(), self.scratch.join("identity-of-a-colleague.txt"));
         let arguments =
             ["keys", "init", "--new-identity", &text(&first), "--new-identity", &text(&second)].map(str::to_owned);
         let mut keys = self.at_operator(&arguments, false);
@@ -87,22 +99,22 @@ impl Stage {
 
     /// The Git directory.
     pub fn git(&self) -> PathBuf {
-        self.scratch.path().join("git")
+        self.scratch.join("git")
     }
 
     /// The age identity.
     pub fn identity(&self) -> PathBuf {
-        self.scratch.path().join("identity.txt")
+        self.scratch.join("identity.txt")
     }
 
     /// hk-dr's local state, which the loss takes.
     pub fn state(&self) -> PathBuf {
-        self.scratch.path().join("state")
+        self.scratch.join("state")
     }
 
     /// A file of the demo itself, which measures with it; hk-dr knows nothing of it.
     pub fn note(&self, name: &str) -> PathBuf {
-        self.scratch.path().join("notes").join(name)
+        self.scratch.join("notes").join(name)
     }
 
     /// Runs a command of hk-dr at the operator's place and returns what it wrote to standard output.
@@ -134,7 +146,7 @@ impl Stage {
 
     fn log(&self, arguments: &[String]) -> Result<(File, PathBuf), DemoError> {
         let name = arguments[..arguments.len().min(2)].join("-").replace('/', "_");
-        let path = self.scratch.path().join("logs").join(format!("{name}.log"));
+        let path = self.scratch.join("logs").join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&path);
         Ok((file.map_err(|e| DemoError::io(format!("write {}", path.display()), &e))?, path))
     }
@@ -163,15 +175,16 @@ impl Stage {
 
     /// Removes everything. Blocks until nothing is left.
     pub fn strike(self) -> Result<(), DemoError> {
-        control::down(&self.lab.name)?;
-        let path = self.scratch.path().to_owned();
-        self.scratch.close().map_err(|e| DemoError::io(format!("remove {}", path.display()), &e))
+        Ok(control::down(&self.lab.name)?)
     }
 
     /// Leaves everything as it is and says how to look around, a line each.
     pub fn keep(self) -> Vec<String> {
         let name = self.lab.name.clone();
         let (git, identity, state) = (self.git(), self.identity(), self.state());
+        if let Err(error) = self.tether.cut() {
+            return vec![format!("the lab {name} could not be kept: {error}")];
+        }
         let program = self.options.program.display();
         let kubectl = std::fs::read_dir(self.options.lab.cache_dir.join("artifacts"))
             .into_iter()
@@ -180,10 +193,7 @@ impl Stage {
             .map(|entry| entry.path())
             .find(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("kubectl-")));
         let mut lines = vec![
-            format!(
-                "the lab {name} is up; the Git directory, identity and state are in {}",
-                self.scratch.keep().display()
-            ),
+            format!("the lab {name} is up; the Git directory, identity and state are in {}", self.scratch.display()),
             format!(
                 "  {program} lab exec --name {name} --from operator -- {program} -C {} --identity {} --state {} plan",
                 git.display(),
@@ -198,7 +208,7 @@ impl Stage {
                 kubectl.display()
             ));
         }
-        lines.push(format!("  {program} lab down --name {name}   ends it"));
+        lines.push(format!("  {program} lab down --name {name}   ends it, and removes all of this"));
         lines
     }
 }

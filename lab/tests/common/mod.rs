@@ -7,14 +7,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hk_lab::{LabError, LabInfo, LabOptions, control};
+use hk_lab::control::{self, Tether};
+use hk_lab::{LabError, LabInfo, LabOptions};
 use serde_json::{Value, json};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_hk-labd");
 
-/// A lab that ends with the test.
+/// A lab that ends with the test, however the test ends.
 pub struct Lab {
     pub info: LabInfo,
+    /// None: it is kept, and does not end with this process.
+    _tether: Option<Tether>,
     client: reqwest::Client,
     runtime: tokio::runtime::Runtime,
 }
@@ -33,20 +36,21 @@ impl Lab {
         let options = LabOptions { name: name.to_owned(), cache_dir: cache_dir(), state_dir: state_dir() };
         let mut daemon = Command::new(PROGRAM);
         daemon.arg("daemon").env("HK_LAB_ENTRANCE", "1");
-        control::up(&options, daemon, &mut |line| eprintln!("{line}")).map(Self::around)
+        control::up_tethered(&options, daemon, &mut |line| eprintln!("{line}"))
+            .map(|(info, tether)| Self::around(info, Some(tether)))
     }
 
     pub fn try_up_durable(name: &str) -> Result<Self, LabError> {
         let options = LabOptions { name: name.to_owned(), cache_dir: cache_dir(), state_dir: state_dir() };
         let mut daemon = Command::new(PROGRAM);
         daemon.arg("daemon").env("HK_LAB_ENTRANCE", "1");
-        control::up_durable(&options, daemon, &mut |line| eprintln!("{line}")).map(Self::around)
+        control::up_durable(&options, daemon, &mut |line| eprintln!("{line}")).map(|info| Self::around(info, None))
     }
 
-    fn around(info: LabInfo) -> Self {
+    fn around(info: LabInfo, tether: Option<Tether>) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        Self { info, client: reqwest::Client::new(), runtime }
+        Self { info, _tether: tether, client: reqwest::Client::new(), runtime }
     }
 
     /// As `call`, whatever the status; none if nobody answers.

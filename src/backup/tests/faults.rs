@@ -12,7 +12,7 @@ use crate::backup::seal::hex;
 use crate::backup::{Catalog, Identities, Proof, Recipients, fetch, verify};
 use crate::bolt::tests::compacted_sample;
 use crate::ports::{Backups, ErrorCode, ObjectStore, PortError, PortResult, PutCondition, SystemClock};
-use crate::s3::versitygw::free_port;
+use crate::s3::versitygw::{VersityGw, free_port};
 use crate::s3::{Fault, MemoryStore, Operation, S3Config, S3Store};
 
 /// A store with one good snapshot.
@@ -87,8 +87,51 @@ async fn fetched_files_are_private_whole_and_never_overwritten() {
     let other = tempfile::tempdir().unwrap();
     let damaged = fetch(&store, &manifest, &keys.first, other.path()).await.unwrap_err();
     assert_eq!(damaged.code, ErrorCode::Corrupt);
-    let left: Vec<_> = std::fs::read_dir(other.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert!(left.iter().all(|name| name.to_string_lossy().ends_with("recovery.tar")), "{left:?}");
+    assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 0);
+}
+
+/// A real file system of so many bytes, which only this thread and what it starts see, and a runtime of this thread.
+fn small_disk(bytes: usize) -> (tempfile::TempDir, tokio::runtime::Runtime) {
+    use nix::mount::{MsFlags, mount};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let none = None::<&str>;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("root");
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    let small = tempfile::tempdir().unwrap();
+    let size = format!("size={bytes}");
+    mount(Some("tmpfs"), small.path(), Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
+    (small, runtime)
+}
+
+#[test]
+fn a_bucket_whose_server_has_no_room_left_gets_no_snapshot() {
+    let (small, runtime) = small_disk(32 << 10);
+    let server = VersityGw::start(&crate::bolt::tests::binary("versitygw-1.8.0"), small.path()).unwrap();
+    runtime.block_on(async {
+        let store = S3Store::connect(&server.config("full")).unwrap();
+        store.ensure_bucket().await.unwrap();
+        let refused = take_from(&FakeEtcd::sample(), &store, &keys()).await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::LimitExceeded, "{refused}");
+        assert!(refused.message.contains("the snapshot was not taken"), "{refused}");
+        let listed = store.list("").await.unwrap();
+        assert!(listed.is_empty(), "{listed:?}");
+    });
+    drop(server);
+    nix::mount::umount(small.path()).unwrap();
+}
+
+#[test]
+fn a_fetch_onto_a_full_disk_says_so_and_leaves_nothing() {
+    let (small, runtime) = small_disk(compacted_sample().snapshot.len() / 2);
+    runtime.block_on(async {
+        let (store, keys) = stored().await;
+        let manifest = newest(&store).await.manifest;
+        let full = fetch(&store, &manifest, &keys.first, small.path()).await.unwrap_err();
+        assert!(full.message.contains("No space left"), "{full}");
+        assert!(full.hint.is_some_and(|hint| hint.contains("free space or fetch into another directory")));
+    });
+    assert_eq!(std::fs::read_dir(small.path()).unwrap().count(), 0);
+    nix::mount::umount(small.path()).unwrap();
 }
 
 #[tokio::test]

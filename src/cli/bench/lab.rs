@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use hk_lab::{LabOptions, control};
+use hk_lab::LabOptions;
+use hk_lab::control::{self, Tether};
 
 use super::{Bench, Goal};
 use crate::cli::{CliError, Context, ExitKind};
@@ -42,6 +43,7 @@ awk "BEGIN { print $EPOCHREALTIME - $begun }"
 struct Lab {
     name: String,
     program: PathBuf,
+    _tether: Tether,
 }
 
 impl Drop for Lab {
@@ -58,8 +60,8 @@ fn run(context: &Context) -> Result<Vec<f64>, CliError> {
     let options = LabOptions { name: name.clone(), cache_dir: context.cache_dir(), state_dir: context.state_dir() };
     let mut daemon = Command::new(&program);
     daemon.args(["lab", "daemon"]);
-    control::up(&options, daemon, &mut |line| eprintln!("  {line}"))?;
-    let lab = Lab { name, program };
+    let (_, tether) = control::up_tethered(&options, daemon, &mut |line| eprintln!("  {line}"))?;
+    let lab = Lab { name, program, _tether: tether };
     let mut one = f64::INFINITY;
     for round in 1..=ROUNDS {
         one = one.min(lab.order(1, &format!("one{round}"))?);
