@@ -58,7 +58,7 @@ h load-balancer update-service life --listen-port 80 --health-check-interval 5s
 h load-balancer add-target life --server life --use-private-ip
 h load-balancer describe life
 h load-balancer delete life
-h all list
+h volume list
 h server delete life
 h floating-ip delete life
 h primary-ip unassign life 2>/dev/null || true
