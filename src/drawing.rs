@@ -6,8 +6,9 @@ use crate::distribution::server_name;
 use crate::distribution::upstream::{Role, config_digest, needed, vpn_digest};
 use crate::observe::{Depth, observe};
 use crate::plan::{
-    Basis, DestroyChoice, Drift, Inventory, LINEAGE_LABEL, Plan, PlanError, RebuildChoice, RunbookChoice,
-    WorkersChoice, drift, plan_build, plan_build_with, plan_certificates, plan_destroy, plan_rebuild, plan_runbook,
+    AbortChoice, Basis, DestroyChoice, Drift, Inventory, LINEAGE_LABEL, Plan, PlanError, RebuildChoice, RunbookChoice,
+    WorkersChoice, drift, plan_abort, plan_build, plan_build_with, plan_certificates, plan_destroy, plan_rebuild,
+    plan_runbook,
 };
 use crate::ports::{ErrorCode, PortError, PortResult};
 use crate::steps::World;
@@ -25,6 +26,8 @@ pub enum Wanted {
     Rebuild(RebuildChoice),
     Runbook(RunbookChoice),
     Destroy(DestroyChoice),
+    /// Give a run up and undo what can be undone.
+    Abort(Box<AbortChoice>),
 }
 
 /// The circumstances of a plan that outlive a re-planning.
@@ -72,9 +75,10 @@ pub async fn draw_plan(
     let lineage = match (&course.lineage, wanted) {
         (Some(lineage), _) => lineage.clone(),
         // A build or a runbook continues the life that its servers are of.
-        (None, Wanted::Build | Wanted::Workers(_) | Wanted::Certificates { .. } | Wanted::Runbook(_)) => {
-            existing.unwrap_or_else(|| plan_id.to_owned())
-        }
+        (
+            None,
+            Wanted::Build | Wanted::Workers(_) | Wanted::Certificates { .. } | Wanted::Runbook(_) | Wanted::Abort(_),
+        ) => existing.unwrap_or_else(|| plan_id.to_owned()),
         (None, Wanted::Rebuild(_) | Wanted::Destroy(_)) => plan_id.to_owned(),
     };
     let basis = Basis {
@@ -95,6 +99,7 @@ pub async fn draw_plan(
         Wanted::Certificates { all } => plan_certificates(&basis, *all)?,
         Wanted::Rebuild(choice) => plan_rebuild(&basis, choice)?,
         Wanted::Runbook(choice) => plan_runbook(&basis, choice)?,
+        Wanted::Abort(choice) => plan_abort(&basis, choice)?,
         Wanted::Destroy(choice) => plan_destroy(&basis, *choice),
     })
 }

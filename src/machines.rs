@@ -138,7 +138,8 @@ impl Machines for ShellMachines {
             token: cluster_token.to_owned(),
             bump_revision: restore.bump_revision,
         };
-        let command = upstream::receive_snapshot_command(&restore_script, Some(&restore.snapshot_sha256));
+        let digest = Some(restore.snapshot_sha256.as_str()).filter(|digest| !digest.is_empty());
+        let command = upstream::receive_snapshot_command(&restore_script, digest);
         let output = self.shell.feed(host, &command, snapshot, TRANSFER).await;
         let doing = "receiving the snapshot";
         checked(host, doing, output.map_err(|e| e.context(doing))?)?;

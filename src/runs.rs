@@ -156,16 +156,23 @@ impl RunDir {
     pub fn replay(&self, plan: &Plan) -> PortResult<(Vec<Event>, RunState)> {
         let path = self.journal();
         let events = if path.exists() {
-            FileJournal::read(&path).map_err(|e| PortError::new(ErrorCode::Corrupt, e.to_string()))?
+            FileJournal::read(&path)
+                .map_err(|e| PortError::new(ErrorCode::Corrupt, e.to_string()).hint(other_version(&plan.id)))?
         } else {
             Vec::new()
         };
-        let state = RunState::replay(plan, &events).map_err(|e| {
-            PortError::new(ErrorCode::Corrupt, e.to_string())
-                .hint("nothing was touched; use the hk-dr that wrote it, or plan again")
-        })?;
+        let state = RunState::replay(plan, &events)
+            .map_err(|e| PortError::new(ErrorCode::Corrupt, e.to_string()).hint(other_version(&plan.id)))?;
         Ok((events, state))
     }
+}
+
+/// What to choose from where a run can't be read.
+fn other_version(run: &str) -> String {
+    format!(
+        "nothing was touched; continue with the hk-dr that wrote it, or give the run up with `hk-dr abort {run} --abandon` and \
+         plan again: a new plan finds what is there"
+    )
 }
 
 fn local(doing: &str, error: &std::io::Error) -> PortError {

@@ -68,6 +68,8 @@ struct State {
     members: Members,
     last_member: u64,
     taken: Vec<String>,
+    /// Snapshots that were there before the run, beside those of the beginning.
+    added: Vec<SnapshotInfo>,
     objects: BTreeMap<String, Value>,
     /// Counts how often a kubelet's lease was looked at: each look sees a later renewal.
     renewals: u32,
@@ -93,6 +95,17 @@ impl Clock for Noon {
     }
 }
 
+fn snapshot_info() -> SnapshotInfo {
+    SnapshotInfo {
+        id: "20261123T115500Z-r4711".into(),
+        taken_at: Noon.now(),
+        revision: 4711,
+        sha256: "0".repeat(64),
+        size_bytes: 4096,
+        git_commit: None,
+    }
+}
+
 /// Lets the run die here.
 async fn moment() {
     tokio::task::yield_now().await;
@@ -102,19 +115,11 @@ impl MemoryWorld {
     /// An empty project for this cluster; `snapshot` puts one into the bucket.
     pub fn new(cluster: &Cluster, snapshot: bool) -> Self {
         let secrets = ClusterSecrets::generate(cluster, Noon.now()).expect("keys are made in memory");
-        let info = SnapshotInfo {
-            id: "20261123T115500Z-r4711".into(),
-            taken_at: Noon.now(),
-            revision: 4711,
-            sha256: "0".repeat(64),
-            size_bytes: 4096,
-            git_commit: None,
-        };
         Self {
             cloud: FakeCloud::new(),
             store: MemoryStore::new(),
             cluster: cluster.clone(),
-            snapshots: if snapshot { vec![info] } else { Vec::new() },
+            snapshots: if snapshot { vec![snapshot_info()] } else { Vec::new() },
             recovery: secrets.to_recovery_set(),
             state: Arc::default(),
         }
@@ -186,6 +191,11 @@ impl MemoryWorld {
     /// etcd's membership.
     pub fn members(&self) -> Members {
         self.lock().members.clone()
+    }
+
+    /// Puts a snapshot of this cluster into the bucket.
+    pub fn add_snapshot(&self) {
+        self.lock().added.push(snapshot_info());
     }
 
     /// Snapshots that were taken.
@@ -479,7 +489,7 @@ impl Vault for MemoryWorld {
 #[async_trait]
 impl Backups for MemoryWorld {
     async fn snapshots(&self) -> PortResult<Vec<SnapshotInfo>> {
-        Ok(self.snapshots.clone())
+        Ok([self.lock().added.clone(), self.snapshots.clone()].concat())
     }
 
     async fn open_etcd(&self, _: &str) -> PortResult<ByteStream> {

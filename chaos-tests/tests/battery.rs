@@ -13,6 +13,8 @@ use hk_dr::plan::{DestroyChoice, Plan, RebuildChoice, RunbookChoice};
 use hk_dr::ports::{Cloud, ObjectStore, Perimeter};
 use hk_dr::steps::Registry;
 
+#[path = "battery/abort.rs"]
+mod abort;
 #[path = "battery/life.rs"]
 mod life;
 
@@ -113,6 +115,9 @@ async fn before_of(cluster: &Cluster, wanted: &Wanted) -> MemoryWorld {
     }
     if let Wanted::Runbook(choice) = wanted {
         lose(&world, choice).await;
+        if choice.runbook.name == "restore-to-time" {
+            world.add_snapshot();
+        }
     }
     world
 }
@@ -215,7 +220,7 @@ async fn a_rebuild_survives_death_after_every_event_and_keeps_the_old_volume() {
 fn runbook(name: &str, servers: &[&str]) -> RunbookChoice {
     let (_, text) = SHIPPED.iter().find(|(shipped, _)| *shipped == name).expect("a shipped runbook");
     let runbook = load_runbook(text, name).expect("it is right");
-    RunbookChoice { runbook, servers: servers.iter().map(|s| (*s).to_owned()).collect() }
+    RunbookChoice::new(runbook, servers.iter().map(|s| (*s).to_owned()).collect())
 }
 
 /// Nothing was torn away while in use, and no data is lost: what the masters have is what they had.

@@ -1,3 +1,4 @@
+mod drills;
 mod history;
 mod lab;
 mod snapshot;
@@ -52,7 +53,7 @@ struct Figure {
 
 /// All benches, in the order they run.
 fn benches() -> Vec<Bench> {
-    vec![DEMO, snapshot::SNAPSHOT, lab::LAB, history::HISTORY]
+    vec![DEMO, snapshot::SNAPSHOT, lab::LAB, history::HISTORY, drills::DRILLS]
 }
 
 const DEMO: Bench = Bench {

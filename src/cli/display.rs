@@ -70,6 +70,9 @@ impl StepLines {
 
 impl Progress for StepLines {
     fn started(&self, step: &Step) {
+        if step.kind == "manual.wait" {
+            self.line(&format!("           … waits for `hk-dr approve`: {}", step.title));
+        }
         self.with(|state| {
             state.running.insert(step.id.clone(), (step.title.clone(), Instant::now()));
             self.show(state);

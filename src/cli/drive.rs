@@ -11,11 +11,11 @@ use super::display::StepLines;
 use super::hold::{Held, hold};
 use super::runbook::Measured;
 use super::{CliError, Context, ExitKind};
-use crate::config::Cluster;
+use crate::config::{Cluster, OnFailure};
 use crate::drawing::{Course, DrawError, Wanted, draw_plan};
 use crate::engine::{Engine, Run, RunError};
 use crate::journal::{Body, Event, FileJournal, JournalError, Mirror, MirroredJournal, RunState};
-use crate::plan::{DestroyChoice, Plan, PlanError, Purpose, RebuildChoice, RunbookChoice};
+use crate::plan::{DestroyChoice, Plan, PlanError, Purpose, RebuildChoice, RunbookChoice, RunbookRun};
 use crate::ports::ErrorCode;
 use crate::runs::{RunDir, Runs};
 use crate::steps::Registry;
@@ -121,6 +121,7 @@ fn purpose(wanted: &Wanted) -> String {
         Wanted::Rebuild(_) => "rebuild".into(),
         Wanted::Runbook(choice) => format!("runbook {}", choice.runbook.name),
         Wanted::Destroy(_) => "destroy".into(),
+        Wanted::Abort(choice) => format!("abort {}", choice.plan.id),
         Wanted::Certificates { .. } => "certificates renew".into(),
         Wanted::Workers(_) => "workers".into(),
     }
@@ -161,7 +162,7 @@ pub async fn resume(
         // The snapshot that was chosen then, whatever has been taken since.
         Purpose::Rebuild => Wanted::Rebuild(RebuildChoice { snapshot: plan.snapshot.clone(), even_if_alive: true }),
         // What was agreed to stands in the plan's steps; nothing of it is ever planned anew.
-        Purpose::Destroy => Wanted::Destroy(DestroyChoice::default()),
+        Purpose::Destroy | Purpose::Abort => Wanted::Destroy(DestroyChoice::default()),
         Purpose::Runbook => {
             let run = plan.runbook.clone().ok_or_else(|| {
                 CliError::new(
@@ -170,7 +171,8 @@ pub async fn resume(
                 )
                 .hint("nothing was touched; plan again with `hk-dr runbook plan`")
             })?;
-            Wanted::Runbook(RunbookChoice { runbook: run.runbook, servers: run.servers })
+            let RunbookRun { runbook, servers, snapshot, location } = run;
+            Wanted::Runbook(RunbookChoice { runbook, servers, snapshot, location })
         }
     };
     follow(context, connected, held, &wanted, plan, dir, &Manner::default()).await
@@ -191,6 +193,9 @@ async fn follow(
     let mut all_made = Vec::new();
     for _ in 0..PLANS_MAX {
         let Err(failed) = measure(context, connected, held, &plan, &dir, manner).await? else { return Ok(plan.id) };
+        if unwinds(&plan, &failed) {
+            return Err(super::abort::unwind(context, connected, held, &plan, &dir, failed).await);
+        }
         let Some(location) = location_without_capacity(&plan, &failed) else { return Err(stopped(&plan, failed)) };
         note(context, &format!("{location} has no capacity: planning again without it"));
         course.unavailable.insert(location);
@@ -230,7 +235,7 @@ async fn measure(
 }
 
 /// Executes a plan from its run directory, from the beginning or from where it stopped.
-async fn execute(
+pub(super) async fn execute(
     context: &Context,
     connected: &Connected,
     held: &Held,
@@ -275,7 +280,7 @@ fn mirror(connected: &Connected, plan: &Plan, dir: &RunDir, events: &[Event]) ->
 }
 
 /// Records that a run will not be continued, here and in the bucket.
-async fn abandon(connected: &Connected, plan: &Plan, dir: &RunDir, reason: &str) -> Result<(), CliError> {
+pub(super) async fn abandon(connected: &Connected, plan: &Plan, dir: &RunDir, reason: &str) -> Result<(), CliError> {
     let give_up = async {
         let (journal, events) = FileJournal::open(&dir.journal())?;
         let mirror = Arc::new(mirror(connected, plan, dir, &events)?);
@@ -287,6 +292,12 @@ async fn abandon(connected: &Connected, plan: &Plan, dir: &RunDir, reason: &str)
         Ok(())
     };
     give_up.await.map_err(|e| stopped(plan, e))
+}
+
+/// Whether the runbook wants its way back at once. A person who says no, and another operator, are no failure.
+fn unwinds(plan: &Plan, error: &RunError) -> bool {
+    matches!(error, RunError::Step { .. })
+        && plan.runbook.as_ref().is_some_and(|r| r.runbook.on_failure == OnFailure::Unwind)
 }
 
 fn location_without_capacity(plan: &Plan, error: &RunError) -> Option<String> {
@@ -319,7 +330,7 @@ pub fn stopped(plan: &Plan, error: RunError) -> CliError {
 }
 
 /// Shows the plan and asks. Without a terminal, `--yes` is needed.
-fn confirm(context: &Context, plan: &Plan, manner: &Manner) -> Result<(), CliError> {
+pub(super) fn confirm(context: &Context, plan: &Plan, manner: &Manner) -> Result<(), CliError> {
     let watched = std::io::stdin().is_terminal() && !context.global.json;
     if manner.step && !watched {
         return Err(CliError::new(ExitKind::Usage, "nobody can be asked here before each step")
@@ -341,7 +352,7 @@ fn confirm(context: &Context, plan: &Plan, manner: &Manner) -> Result<(), CliErr
     let question = match plan.purpose {
         Purpose::Build => "Go on?",
         Purpose::Rebuild => "This deletes what is left of the cluster's servers and restores a snapshot. Go on?",
-        Purpose::Certificates | Purpose::Runbook | Purpose::Destroy => "Go on?",
+        Purpose::Certificates | Purpose::Runbook | Purpose::Destroy | Purpose::Abort => "Go on?",
     };
     eprint!("{question} [y/N] ");
     let _ = std::io::stderr().flush();
@@ -353,7 +364,7 @@ fn confirm(context: &Context, plan: &Plan, manner: &Manner) -> Result<(), CliErr
     Err(CliError::new(ExitKind::Failed, "not confirmed; nothing was touched"))
 }
 
-fn note(context: &Context, text: &str) {
+pub(super) fn note(context: &Context, text: &str) {
     if !context.global.quiet {
         eprintln!("{text}");
     }

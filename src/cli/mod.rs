@@ -1,5 +1,7 @@
 //! The command line: parse, call, render. Only here is anything printed or the environment read.
 
+mod abort;
+mod approve;
 mod artifacts;
 mod bench;
 mod build;
@@ -77,6 +79,8 @@ enum Command {
     Diff(diff::Args),
     Get(get::Args),
     Resume(resume::Args),
+    Abort(abort::Args),
+    Approve(approve::Args),
     Runbook(runbook::Args),
     Status(status::Args),
     Drift(drift::Args),
@@ -130,6 +134,8 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Diff(args) => diff::run(&args, context),
         Command::Get(args) => get::run(&args, context),
         Command::Resume(args) => resume::run(args, context),
+        Command::Abort(args) => abort::run(&args, context),
+        Command::Approve(args) => approve::run(&args, context),
         Command::Runbook(args) => runbook::run(args, context),
         Command::Status(args) => status::run(args, context),
         Command::Drift(args) => drift::run(args, context),

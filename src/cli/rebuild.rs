@@ -43,7 +43,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
 
 /// The name of a snapshot that holds the state at a point; made in the bucket if there is none. With `--dry-run` it is the
 /// one that it would be made from.
-fn snapshot_at(at: Point, dry_run: bool, context: &Context) -> Result<String, CliError> {
+pub(super) fn snapshot_at(at: Point, dry_run: bool, context: &Context) -> Result<String, CliError> {
     let connected = connect(context)?;
     let archive = connected.archive(context)?;
     if dry_run {

@@ -8,6 +8,7 @@ use clap::Subcommand;
 
 use super::drive::{Manner, draw, draw_and_execute};
 use super::{CliError, Context, ExitKind};
+use crate::backup::log::Point;
 use crate::config::Verb;
 use crate::drawing::{Course, Wanted};
 use crate::plan::{Plan, RunbookChoice};
@@ -59,6 +60,15 @@ struct Choice {
     /// For masters.replace: a new, empty volume even where the old one could be attached again.
     #[arg(long)]
     fresh_volume: bool,
+    /// For masters.move: the location, one of fallbackLocations (default: each master to the next of them).
+    #[arg(long, value_name = "LOCATION")]
+    to: Option<String>,
+    /// For masters.restore: the snapshot (default: the newest).
+    #[arg(long, value_name = "ID")]
+    snapshot: Option<String>,
+    /// For masters.restore: the state at a revision, a time, or `latest`, with the log's help.
+    #[arg(long, value_name = "REVISION|TIME", conflicts_with = "snapshot")]
+    at: Option<Point>,
 }
 
 /// Runs the command.
@@ -69,7 +79,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
         Command::Plan(choice) => plan(&choice, context),
         Command::Run { choice, yes: _, dry_run: true, step: _ } => plan(&choice, context),
         Command::Run { choice, yes, dry_run: false, step } => {
-            let wanted = wanted(&choice, context)?;
+            let wanted = wanted(&choice, false, context)?;
             let run = draw_and_execute(context, &wanted, &Manner { yes, step })?;
             // What there is to say of a run that was made was said by its evidence.
             if run.is_none() {
@@ -81,7 +91,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
 }
 
-fn wanted(choice: &Choice, context: &Context) -> Result<Wanted, CliError> {
+fn wanted(choice: &Choice, dry_run: bool, context: &Context) -> Result<Wanted, CliError> {
     let mut runbook = find::load(&choice.name, context)?;
     if choice.fresh_volume {
         let mut replacing = runbook.steps.iter_mut().filter(|s| s.verb == Verb::MastersReplace).peekable();
@@ -91,11 +101,16 @@ fn wanted(choice: &Choice, context: &Context) -> Result<Wanted, CliError> {
         }
         replacing.for_each(|step| step.fresh_volume = true);
     }
-    Ok(Wanted::Runbook(RunbookChoice { runbook, servers: choice.server.clone() }))
+    let snapshot = match choice.at {
+        None => choice.snapshot.clone(),
+        Some(at) => Some(crate::cli::rebuild::snapshot_at(at, dry_run, context)?),
+    };
+    let (servers, location) = (choice.server.clone(), choice.to.clone());
+    Ok(Wanted::Runbook(RunbookChoice { runbook, servers, snapshot, location }))
 }
 
 fn plan(choice: &Choice, context: &Context) -> Result<(), CliError> {
-    let wanted = wanted(choice, context)?;
+    let wanted = wanted(choice, true, context)?;
     let connected = super::connect::connect(context)?;
     let plan: Plan = context.block_on(draw(&connected, &wanted, &Course::default()))?;
     show::plan(&plan, context)

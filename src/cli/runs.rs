@@ -26,6 +26,7 @@ pub fn run(_: Args, context: &Context) -> Result<(), CliError> {
             Purpose::Rebuild => "rebuild",
             Purpose::Certificates => "certificates",
             Purpose::Destroy => "destroy",
+            Purpose::Abort => "abort",
             Purpose::Runbook => plan.runbook.as_ref().map_or("runbook", |r| r.runbook.name.as_str()),
         };
         rows.push(serde_json::json!({

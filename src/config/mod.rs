@@ -22,7 +22,7 @@ pub use error::{ConfigError, Problem};
 pub use firewall::FirewallConfig;
 pub use pools::POOL_LABEL;
 pub use range::Range;
-pub use runbook::{Acts, Guards, Runbook, RunbookStep, SHIPPED, Targets, Verb};
+pub use runbook::{Acts, Guards, OnFailure, Runbook, RunbookStep, SHIPPED, Targets, Verb};
 pub use vpn::{OWN_ADDRESSES, VpnConfig, VpnPeer, is_wireguard_key};
 
 /// Versions that can be installed, by artifact name: what `artifacts.lock` pins.

@@ -24,6 +24,9 @@ pub struct Runbook {
     pub guards: Guards,
     #[serde(default)]
     pub targets: Targets,
+    /// What becomes of a run in which a step fails for good.
+    #[serde(default)]
+    pub on_failure: OnFailure,
     /// What is done, in this order.
     pub steps: Vec<RunbookStep>,
 }
@@ -36,6 +39,17 @@ pub enum Acts {
     All,
     /// Those named with --server.
     Chosen,
+}
+
+/// What becomes of a run in which a step fails for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum OnFailure {
+    /// It stops there: `hk-dr resume` goes forward, `hk-dr abort` goes back.
+    #[default]
+    Stop,
+    /// What was done is undone, and the state before is checked.
+    Unwind,
 }
 
 /// What must hold when the plan is drawn. If it does not, nothing is touched.
@@ -83,6 +97,9 @@ pub struct RunbookStep {
     /// cluster.verify: wait until the workers' Nodes are ready as well.
     #[serde(default)]
     pub nodes: bool,
+    /// manual: what a person has to do.
+    #[serde(default)]
+    pub text: Option<String>,
 }
 
 /// What a step does to each master the runbook acts on.
@@ -115,6 +132,15 @@ pub enum Verb {
     /// Replace masters that are lost or to be replaced, whatever is left of them.
     #[serde(rename = "masters.replace")]
     MastersReplace,
+    /// Take all masters to another location: the last state goes with them as a snapshot, old volumes are kept.
+    #[serde(rename = "masters.move")]
+    MastersMove,
+    /// Take all masters, in their places, back to a snapshot or a point in time, on new volumes; old volumes are kept.
+    #[serde(rename = "masters.restore")]
+    MastersRestore,
+    /// Wait until a person has done something and says so with `hk-dr approve`.
+    #[serde(rename = "manual")]
+    Manual,
     /// Write through every API server and read it back.
     #[serde(rename = "cluster.verify")]
     ClusterVerify,
@@ -133,6 +159,9 @@ impl Verb {
             Self::ServersPowerOn => "servers.powerOn",
             Self::MastersStart => "masters.start",
             Self::MastersReplace => "masters.replace",
+            Self::MastersMove => "masters.move",
+            Self::MastersRestore => "masters.restore",
+            Self::Manual => "manual",
             Self::ClusterVerify => "cluster.verify",
         }
     }
@@ -183,6 +212,16 @@ pub(super) fn check(runbook: &Runbook, tree: &Tree, report: &mut Report) {
             if given && step.verb != verb {
                 let message = format!("`{}` takes no `{field}`", step.verb.name());
                 wrong(&at(field), message, &format!("it belongs to `{}`", verb.name()));
+            }
+        }
+        match (step.verb, step.text.as_deref().map(str::trim)) {
+            (Verb::Manual, None | Some("")) => {
+                let message = "`manual` says nothing of what has to be done".to_owned();
+                wrong(&at("verb"), message, "add `text:` with what a person has to do before the run goes on");
+            }
+            (Verb::Manual, Some(_)) | (_, None) => {}
+            (verb, Some(_)) => {
+                wrong(&at("text"), format!("`{}` takes no `text`", verb.name()), "it belongs to `manual`");
             }
         }
         if let Err((message, hint)) = follow(&mut now, runbook.masters, step.verb) {
@@ -242,17 +281,26 @@ fn follow(now: &mut Standing, acts: Acts, verb: Verb) -> Result<(), (&'static st
             need(now.running && now.attached, "it brings masters back by itself", "use it alone")?;
             need(acts == Acts::Chosen, "masters are replaced one at a time", "write `masters: chosen`")?;
         }
+        Verb::MastersMove | Verb::MastersRestore => {
+            need(now.running && now.attached, "it stops and starts the masters by itself", "use it alone")?;
+            need(acts == Acts::All, "it acts on every master", "write `masters: all`")?;
+            let safe = now.snapshot || verb == Verb::MastersRestore;
+            need(safe, "every master would stop without a fresh snapshot", "put `snapshot.take` before it")?;
+        }
+        Verb::Manual => {}
         Verb::ClusterVerify => need(now.running, "the masters are stopped", "put `masters.start` before it")?,
     }
     Ok(())
 }
 
 /// Runbooks that come with hk-dr: name and text. One of the same name in the Git directory goes before.
-pub const SHIPPED: [(&str, &str); 5] = [
+pub const SHIPPED: [(&str, &str); 7] = [
     ("masters-from-volumes", include_str!("../../runbooks/masters-from-volumes.yaml")),
     ("masters-online-offline-online", include_str!("../../runbooks/masters-online-offline-online.yaml")),
     ("masters-recreate", include_str!("../../runbooks/masters-recreate.yaml")),
+    ("masters-to-other-location", include_str!("../../runbooks/masters-to-other-location.yaml")),
     ("replace-master", include_str!("../../runbooks/replace-master.yaml")),
+    ("restore-to-time", include_str!("../../runbooks/restore-to-time.yaml")),
     ("volume-reattach", include_str!("../../runbooks/volume-reattach.yaml")),
 ];
 
@@ -300,6 +348,9 @@ mod tests {
             ("chosen", &["masters.stop", "servers.powerOff", "masters.start"], "the servers are off"),
             ("chosen", &["masters.stop", "servers.recreate", "masters.start"], "still attached"),
             ("all", &["masters.replace"], "one at a time"),
+            ("all", &["masters.move"], "without a fresh snapshot"),
+            ("chosen", &["masters.restore"], "it acts on every master (write `masters: all`)"),
+            ("all", &["manual"], "`manual` says nothing of what has to be done"),
         ] {
             let found = with_steps(masters, verbs);
             assert!(found.contains(says), "{verbs:?}: {found}");

@@ -19,6 +19,24 @@ pub struct Event {
     pub body: Body,
 }
 
+impl Event {
+    /// Reads one line.
+    ///
+    /// # Errors
+    /// Why it is no event this version understands; of another format, which version wrote it.
+    pub fn parse(line: &[u8]) -> Result<Self, String> {
+        let value: Value = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+        if value["format"] != JOURNAL_FORMAT {
+            let writer = value["binary_version"].as_str().unwrap_or("of unknown version");
+            return Err(format!(
+                "the event has format {}, this version reads {JOURNAL_FORMAT} (written by hk-dr {writer})",
+                value["format"]
+            ));
+        }
+        serde_json::from_value(value).map_err(|e| e.to_string())
+    }
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]

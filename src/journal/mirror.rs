@@ -69,7 +69,7 @@ async fn mirrored_events(store: &dyn ObjectStore, prefix: &str) -> PortResult<Ve
                 .hint("nothing was touched; the machine that began the run has its journal too: `hk-dr resume` there")
         };
         for line in store.get(&object.key, FILE_BYTES_MAX).await?.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
-            let event: Event = serde_json::from_slice(line).map_err(|e| damaged(e.to_string()))?;
+            let event: Event = Event::parse(line).map_err(damaged)?;
             if event.seq != events.len() as u64 {
                 return Err(damaged(format!("event {} where {} belongs", event.seq, events.len())));
             }

@@ -72,10 +72,10 @@ fn parse(path: &Path, text: &[u8]) -> Result<(Vec<Event>, usize), JournalError> 
     let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
     let mut events = Vec::new();
     for (index, line) in text[..whole].split(|b| *b == b'\n').filter(|l| !l.is_empty()).enumerate() {
-        events.push(serde_json::from_slice(line).map_err(|e| JournalError::Damaged {
+        events.push(Event::parse(line).map_err(|reason| JournalError::Damaged {
             path: path.to_owned(),
             line: index + 1,
-            reason: e.to_string(),
+            reason,
         })?);
     }
     Ok((events, whole))

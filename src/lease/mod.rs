@@ -232,6 +232,10 @@ impl Lease {
     }
 
     async fn let_go(&mut self, store: &dyn ObjectStore, clock: &dyn Clock) -> PortResult<()> {
+        // All that the bucket had of the cluster was deleted: there is nothing to let go of.
+        if matches!(store.head(&self.key).await, Err(e) if e.code == ErrorCode::NotFound) {
+            return Ok(());
+        }
         let now = clock.now();
         let released = LeaseDocument { renewed_at: now, expires_at: now, released: true, ..self.document.clone() };
         self.put(store, released).await

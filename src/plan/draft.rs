@@ -242,8 +242,8 @@ impl<'a> Draft<'a> {
         let (server_id, ready_id) = (format!("server/{full}"), format!("ready/{full}"));
         let (volume_id, mount_id) = (format!("volume/{volume}"), format!("mount/{full}"));
         let (configure_id, etcd_binaries) = (format!("configure/{full}"), format!("binaries-etcd/{full}"));
-        let attached =
-            self.basis.inventory.volume(&volume).is_some_and(|v| v.server.is_some() && !self.has(&server_id));
+        let stays = !self.has(&server_id) && !self.has(&format!("retire/{volume}"));
+        let attached = self.basis.inventory.volume(&volume).is_some_and(|v| v.server.is_some() && stays);
         if !attached && !self.has(&volume_id) {
             let mut labels = self.labels();
             labels.insert(NAME_LABEL.into(), master.name.clone());

@@ -1,6 +1,7 @@
 //! Decisions: from what Git declares and what was observed to a plan with its reasons. Pure: nothing here awaits, reads
 //! a clock, a file or the environment; the time is a parameter.
 
+mod abort;
 mod build;
 mod destroy;
 mod draft;
@@ -12,6 +13,7 @@ mod perimeter;
 mod placement;
 mod rebuild;
 mod replace;
+mod restore;
 mod reversal;
 mod roll;
 mod runbook;
@@ -20,6 +22,7 @@ mod types;
 mod vpn;
 mod workers;
 
+pub use abort::{AbortChoice, plan_abort};
 pub use build::{ONLY_THE_WAY_IN, plan_build, plan_build_with};
 pub use destroy::{DestroyChoice, plan_destroy};
 pub use draft::{Basis, LINEAGE_LABEL, NAME_LABEL, OWNER_LABEL, ROLE_LABEL};
@@ -27,7 +30,7 @@ pub use drift::{Drift, drift};
 pub use inventory::Inventory;
 pub use perimeter::{open_to_the_world, same_rules};
 pub use rebuild::{RebuildChoice, plan_rebuild};
-pub use reversal::{Reversal, point_of_no_return, reversal};
+pub use reversal::{Reversal, point_of_no_return, reversal, reversal_in};
 pub use roll::plan_certificates;
 pub use runbook::{RunbookChoice, plan_runbook};
 pub use types::*;

@@ -73,6 +73,19 @@ params! {
     "etcd.mount" v 1 => EtcdMount { server: String, volume: String }
     /// Restores a snapshot onto an empty volume.
     "etcd.restore" v 1 => EtcdRestoreStep { server: String, snapshot: String, restore: EtcdRestore }
+    /// Restores the snapshot that an earlier step of the run took onto an empty volume.
+    "etcd.restore_taken" v 1 => EtcdRestoreTaken {
+        server: String,
+        /// The step that took it.
+        since: String,
+        restore: EtcdRestore,
+    }
+    /// Waits until a person says that something is done.
+    "manual.wait" v 1 => ManualWait {
+        /// The step's own id.
+        id: String,
+        text: String,
+    }
     /// Starts etcd.
     "etcd.start" v 1 => EtcdStartStep { server: String }
     /// Waits until every member serves, agrees on a leader and, at one revision, on the hash of all data.
@@ -80,10 +93,12 @@ params! {
     /// Starts the API server and waits until it is ready.
     "api.start" v 1 => ApiStart { server: String }
     /// Deletes what names servers that are gone, before any controller acts on it.
-    "cluster.clean" v 1 => ClusterClean {
+    "cluster.clean" v 2 => ClusterClean {
         master_server: String,
         /// Nodes that will come back under the same name: their objects go, their pods stay theirs.
         returning_nodes: Vec<String>,
+        /// Nodes whose kubelets run: their objects stay, with what is theirs.
+        living_nodes: Vec<String>,
     }
     /// Starts controller manager and scheduler.
     "controllers.start" v 1 => ControllersStart { server: String }
@@ -106,7 +121,12 @@ params! {
     /// Attaches a volume that exists; never makes one.
     "volume.attach" v 1 => VolumeAttach { id: u64, name: String, server: String }
     /// Waits until every member has exactly the data on which all agreed in an earlier step.
-    "etcd.unchanged" v 1 => EtcdUnchanged { servers: BTreeMap<String, String>, since: String }
+    "etcd.unchanged" v 2 => EtcdUnchanged {
+        servers: BTreeMap<String, String>,
+        since: String,
+        /// Not only its data: etcd itself must be the one from before.
+        same_cluster: bool,
+    }
     /// Writes an object through one API server and reads it back.
     "api.write" v 1 => ApiWrite { server: String }
     /// Waits until a kubelet renews its lease.

@@ -102,7 +102,7 @@ pub fn plan_rebuild(basis: &Basis<'_>, choice: &RebuildChoice) -> Result<Plan, P
     let masters: Vec<_> = cluster.masters.iter().collect();
     let returning_nodes = cluster.workers.iter().map(|w| draft.full(&w.name)).collect();
     draft.control_plane(&masters, "the cluster is brought back", |draft, first| {
-        let params = ClusterClean { master_server: first.to_owned(), returning_nodes };
+        let params = ClusterClean { master_server: first.to_owned(), returning_nodes, living_nodes: Vec::new() };
         let title = "delete Nodes, leases and attachments that name dead servers";
         let needs = [format!("api/{first}")];
         draft.add("clean", &params, &[&needs[0]], title, "controllers would act on them", 120);
@@ -118,7 +118,7 @@ fn is_new(basis: &Basis<'_>, labels: &crate::ports::Labels) -> bool {
     labels.get(LINEAGE_LABEL).is_some_and(|l| l == basis.lineage)
 }
 
-fn choose<'a>(snapshots: &'a [SnapshotInfo], wanted: Option<&str>) -> Result<&'a SnapshotInfo, PlanError> {
+pub(super) fn choose<'a>(snapshots: &'a [SnapshotInfo], wanted: Option<&str>) -> Result<&'a SnapshotInfo, PlanError> {
     let found = match wanted {
         None => snapshots.first(),
         Some(id) => snapshots.iter().find(|s| s.id == id),
@@ -131,7 +131,7 @@ fn choose<'a>(snapshots: &'a [SnapshotInfo], wanted: Option<&str>) -> Result<&'a
 
 /// What to add to the snapshot's revision, so that no watcher ever sees a revision twice: at least what newer snapshots
 /// show was written after it, and a margin for what was written after those.
-fn bump(all: &[SnapshotInfo], chosen: &SnapshotInfo) -> u64 {
+pub(super) fn bump(all: &[SnapshotInfo], chosen: &SnapshotInfo) -> u64 {
     let highest = all.iter().map(|s| s.revision).max().unwrap_or(chosen.revision);
     u64::try_from(highest - chosen.revision).unwrap_or(0) + BUMP_REVISIONS_MIN
 }

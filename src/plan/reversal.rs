@@ -36,7 +36,9 @@ pub fn reversal(kind: &str) -> Reversal {
         }
         "member.remove" => Reversal::Never("the member's data is of no use any more; the other members have all of it"),
         "member.add" => Reversal::By("remove the new member"),
-        "etcd.restore" => Reversal::Never("the new cluster begins; the old volumes are kept under other names"),
+        "etcd.restore" | "etcd.restore_taken" => {
+            Reversal::Never("the new cluster begins; the old volumes are kept under other names")
+        }
         "volume.delete" => Reversal::Never("its data is then only in the backups"),
         "backups.delete" => Reversal::Never("nothing can bring the cluster back then"),
         "network.delete" | "placement_group.delete" | "ssh_key.delete" => Reversal::By("hk-dr build"),
@@ -45,7 +47,18 @@ pub fn reversal(kind: &str) -> Reversal {
     }
 }
 
+/// How a step of this plan is undone. A restore beside servers that stay leaves the old volumes as they were.
+pub fn reversal_in(plan: &super::Plan, step: &super::Step) -> Reversal {
+    let servers_stay = !plan.steps.iter().any(|s| matches!(s.kind.as_str(), "server.fence" | "server.create"));
+    match step.kind.as_str() {
+        "etcd.restore" | "cluster.clean" if plan.purpose == super::Purpose::Runbook && servers_stay => {
+            Reversal::By("stop etcd and attach the old volume under its old name (hk-dr abort)")
+        }
+        kind => reversal(kind),
+    }
+}
+
 /// The first step after which there is no way back but forward.
 pub fn point_of_no_return(plan: &super::Plan) -> Option<&super::Step> {
-    plan.steps.iter().find(|step| matches!(reversal(&step.kind), Reversal::Never(_)))
+    plan.steps.iter().find(|step| matches!(reversal_in(plan, step), Reversal::Never(_)))
 }

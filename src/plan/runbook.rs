@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use super::draft::{Basis, Draft, Who, volume_name};
 use super::params::{
-    ApiWrite, ControlPlaneStop, EtcdAgree, EtcdMount, EtcdStart, EtcdStartStep, EtcdStop, EtcdUnchanged, NodeFresh,
-    ServerFence, ServerPowerOff, ServerPowerOn, SnapshotTake, VolumeAttach, VolumeDetach,
+    ApiWrite, ControlPlaneStop, EtcdAgree, EtcdMount, EtcdStart, EtcdStartStep, EtcdStop, EtcdUnchanged, ManualWait,
+    NodeFresh, ServerFence, ServerPowerOff, ServerPowerOn, SnapshotTake, VolumeAttach, VolumeDetach,
 };
-use super::{Plan, PlanError, Purpose, RunbookRun, guards, replace};
+use super::{Plan, PlanError, Purpose, RunbookRun, guards, replace, restore};
 use crate::config::{Acts, MasterConfig, Runbook, RunbookStep, Verb};
 use crate::distribution::upstream::{EtcdState, Role};
 use crate::ports::{Server, Volume};
@@ -17,12 +17,26 @@ pub(super) const HASH_BEFORE: &str = "etcd-before";
 /// The step that compares with it.
 pub(super) const UNCHANGED: &str = "etcd-unchanged";
 
+/// How long a run waits for a person: a week.
+const MANUAL_WITHIN_SECONDS: u32 = 7 * 24 * 3600;
+
 /// What a person chose about a runbook.
 #[derive(Debug, Clone)]
 pub struct RunbookChoice {
     pub runbook: Runbook,
     /// Short names of masters.
     pub servers: Vec<String>,
+    /// For masters.restore: a snapshot's id; none: the newest.
+    pub snapshot: Option<String>,
+    /// For masters.move: where to; none: each to the next of the cluster's locations.
+    pub location: Option<String>,
+}
+
+impl RunbookChoice {
+    /// A runbook on these masters, without further choices.
+    pub fn new(runbook: Runbook, servers: Vec<String>) -> Self {
+        Self { runbook, servers, snapshot: None, location: None }
+    }
 }
 
 /// A runbook being expanded.
@@ -41,13 +55,28 @@ pub fn plan_runbook(basis: &Basis<'_>, choice: &RunbookChoice) -> Result<Plan, P
     let masters = chosen(basis, choice)?;
     guards::check(basis, runbook, &masters)?;
     // Servers stay where they are, and where volumes are whose data is to be kept.
-    let stay = replace::stay(basis, runbook, &masters);
+    let stay = match restore::moved(basis, runbook, choice, &masters)? {
+        Some(moved) => moved,
+        None => replace::stay(basis, runbook, &masters),
+    };
+    let restores = runbook.steps.iter().any(|s| s.verb == Verb::MastersRestore);
+    if choice.snapshot.is_some() && !restores {
+        return Err(PlanError::Unbuildable {
+            reason: format!("runbook {} restores nothing", runbook.name),
+            hint: "nothing was touched; leave --snapshot and --at out".into(),
+        });
+    }
     let mut draft = Draft::new(basis, &stay)?;
     draft.findings.push(runbook.summary.clone());
-    let makes_servers = runbook.steps.iter().any(|s| matches!(s.verb, Verb::ServersRecreate | Verb::MastersReplace));
+    let makes_servers = runbook
+        .steps
+        .iter()
+        .any(|s| matches!(s.verb, Verb::ServersRecreate | Verb::MastersReplace | Verb::MastersMove));
     draft.in_place = !makes_servers;
     if makes_servers {
         draft.foundation();
+    }
+    if makes_servers || restores {
         draft.artifacts(&[Role::Master]);
     }
     // Nothing is stopped before everything that a new server needs is where it can fetch it.
@@ -60,10 +89,15 @@ pub fn plan_runbook(basis: &Basis<'_>, choice: &RunbookChoice) -> Result<Plan, P
         recreated: false,
     };
     for step in &runbook.steps {
-        expansion.verb(step)?;
+        expansion.verb(step, choice)?;
     }
     let mut plan = expansion.draft.finish(Purpose::Runbook);
-    plan.runbook = Some(RunbookRun { runbook: runbook.clone(), servers: choice.servers.clone() });
+    plan.runbook = Some(RunbookRun {
+        runbook: runbook.clone(),
+        servers: choice.servers.clone(),
+        snapshot: choice.snapshot.clone(),
+        location: choice.location.clone(),
+    });
     Ok(plan)
 }
 
@@ -94,7 +128,7 @@ fn chosen<'a>(basis: &Basis<'a>, choice: &RunbookChoice) -> Result<Vec<&'a Maste
 }
 
 impl<'a> Expansion<'a> {
-    fn verb(&mut self, step: &RunbookStep) -> Result<(), PlanError> {
+    fn verb(&mut self, step: &RunbookStep, choice: &RunbookChoice) -> Result<(), PlanError> {
         match step.verb {
             Verb::SnapshotTake => self.snapshot(step.verify),
             Verb::MastersStop => self.stop(),
@@ -105,6 +139,9 @@ impl<'a> Expansion<'a> {
             Verb::ServersPowerOn => self.power_on()?,
             Verb::MastersStart => self.start(),
             Verb::MastersReplace => replace::replace(self, step.fresh_volume)?,
+            Verb::MastersMove => restore::move_elsewhere(self)?,
+            Verb::MastersRestore => restore::restore_in_place(self, choice.snapshot.as_deref())?,
+            Verb::Manual => self.by_hand(step.text.as_deref().unwrap_or_default().trim()),
             Verb::ClusterVerify => self.verify(step.nodes),
         }
         Ok(())
@@ -126,12 +163,37 @@ impl<'a> Expansion<'a> {
         self.after.insert(&master.name, vec![id]);
     }
 
-    fn everyone(&self) -> BTreeMap<String, String> {
+    /// Adds a step behind the last one of every master, before the next one of every master.
+    pub fn join<P: super::params::Params>(
+        &mut self,
+        id: &str,
+        params: &P,
+        title: impl Into<String>,
+        reason: &str,
+        deadline_seconds: u32,
+    ) {
+        let needs = self.all_after();
+        let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
+        self.draft.add(id, params, &needs, title, reason, deadline_seconds);
+        for after in self.after.values_mut() {
+            *after = vec![id.to_owned()];
+        }
+    }
+
+    fn by_hand(&mut self, text: &str) {
+        let number = (1..).find(|n| !self.draft.has(&format!("manual/{n}"))).unwrap_or_default();
+        let id = format!("manual/{number}");
+        let params = ManualWait { id: id.clone(), text: text.to_owned() };
+        let reason = "the runbook leaves it to a person; `hk-dr approve` says that it is done";
+        self.join(&id, &params, format!("by hand: {text}"), reason, MANUAL_WITHIN_SECONDS);
+    }
+
+    pub fn everyone(&self) -> BTreeMap<String, String> {
         let masters = &self.draft.basis.cluster.masters;
         masters.iter().map(|m| (m.name.clone(), self.draft.full(&m.name))).collect()
     }
 
-    fn all_after(&self) -> Vec<String> {
+    pub fn all_after(&self) -> Vec<String> {
         self.after.values().flatten().cloned().collect()
     }
 
@@ -141,14 +203,9 @@ impl<'a> Expansion<'a> {
             .into_iter()
             .filter(|(_, full)| self.draft.basis.inventory.etcd_serving.contains(full))
             .collect();
-        let needs = self.all_after();
-        let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
         let title = if verify { "take a snapshot and read it back" } else { "take a snapshot" };
         let reason = "should all of this go wrong, `hk-dr rebuild` brings the cluster back from it";
-        self.draft.add("snapshot", &SnapshotTake { servers, verify }, &needs, title, reason, 3600);
-        for after in self.after.values_mut() {
-            *after = vec!["snapshot".into()];
-        }
+        self.join("snapshot", &SnapshotTake { servers, verify }, title, reason, 3600);
     }
 
     /// API servers of all, then etcd of all, so that nothing writes when the hash is noted.
@@ -157,15 +214,9 @@ impl<'a> Expansion<'a> {
             self.stop_control_plane(master);
         }
         if self.masters.len() == self.draft.basis.cluster.masters.len() {
-            let needs = self.all_after();
-            let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
             let title = "note the hash of all data, on which every member agrees";
             let servers = self.everyone();
-            let reason = "what comes back must be exactly this";
-            self.draft.add(HASH_BEFORE, &EtcdAgree { servers }, &needs, title, reason, 180);
-            for after in self.after.values_mut() {
-                *after = vec![HASH_BEFORE.into()];
-            }
+            self.join(HASH_BEFORE, &EtcdAgree { servers }, title, "what comes back must be exactly this", 180);
         }
         for master in self.masters.clone() {
             self.stop_etcd(master);
@@ -280,7 +331,7 @@ impl<'a> Expansion<'a> {
             let etcds: Vec<String> = servers.values().map(|full| format!("etcd/{full}")).collect();
             let needs: Vec<&str> = etcds.iter().map(String::as_str).chain([HASH_BEFORE]).collect();
             let title = "wait until all etcd members have exactly the data from before";
-            let params = EtcdUnchanged { servers, since: HASH_BEFORE.into() };
+            let params = EtcdUnchanged { servers, since: HASH_BEFORE.into(), same_cluster: true };
             self.draft.add(UNCHANGED, &params, &needs, title, "the API must not serve anything else", 180);
         }
         self.serve(&reason);
@@ -289,6 +340,11 @@ impl<'a> Expansion<'a> {
     /// Everything behind etcd's start, for the masters acted on.
     pub fn serve(&mut self, reason: &str) {
         self.draft.control_plane(&self.masters, reason, |_, _| {});
+        self.after_serving();
+    }
+
+    /// What comes next waits until the masters acted on serve.
+    pub fn after_serving(&mut self) {
         for master in &self.masters {
             let full = self.draft.full(&master.name);
             self.after.insert(&master.name, vec![format!("api/{full}"), format!("controllers/{full}")]);
@@ -352,7 +408,7 @@ impl<'a> Expansion<'a> {
         })
     }
 
-    fn existing_volume(&self, master: &MasterConfig) -> Result<&'a Volume, PlanError> {
+    pub fn existing_volume(&self, master: &MasterConfig) -> Result<&'a Volume, PlanError> {
         let name = volume_name(self.draft.basis.cluster, &master.name);
         self.draft.basis.inventory.volume(&name).ok_or_else(|| PlanError::Unbuildable {
             reason: format!("volume {name} does not exist"),

@@ -16,6 +16,8 @@ pub enum Purpose {
     Certificates,
     /// Delete what is the cluster's.
     Destroy,
+    /// Undo what a run did that is given up.
+    Abort,
 }
 
 /// Which runbook a plan is of, as it was when the plan was drawn.
@@ -25,6 +27,12 @@ pub struct RunbookRun {
     pub runbook: crate::config::Runbook,
     /// The masters that were chosen.
     pub servers: Vec<String>,
+    /// The snapshot that was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+    /// The location that was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub location: Option<String>,
 }
 
 /// One concrete effect on one thing. Its parameters are complete: execution makes no choices.

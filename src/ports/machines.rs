@@ -63,7 +63,8 @@ pub struct EtcdRestore {
     pub incarnation: String,
     /// Added to the snapshot's revision; everything up to the sum is marked compacted.
     pub bump_revision: u64,
-    /// SHA-256 of the plain snapshot that is fed.
+    /// SHA-256 of the plain snapshot that is fed; empty: it is not known when the plan is drawn, and only its stream's own
+    /// end is checked.
     pub snapshot_sha256: String,
 }
 

@@ -24,23 +24,32 @@ impl StepKind for ClusterCleanStep {
         let mut deleted = 0;
         let nodes = collection("v1", "nodes", None);
         for node in names(&kube.list(&nodes).await?) {
+            if params.living_nodes.contains(&node) {
+                continue;
+            }
             deleted += u32::from(kube.delete(&nodes, &node, Some(0)).await?);
             if !params.returning_nodes.contains(&node) {
                 deleted += delete_pods_of(kube, &node).await?;
             }
         }
         let attachments = collection("storage.k8s.io/v1", "volumeattachments", None);
-        for name in names(&kube.list(&attachments).await?) {
+        for attachment in kube.list(&attachments).await? {
+            let (name, node) = (&attachment["metadata"]["name"], attachment["spec"]["nodeName"].as_str());
+            let Some(name) = name.as_str() else { continue };
+            if node.is_some_and(|node| params.living_nodes.iter().any(|living| living == node)) {
+                continue;
+            }
             // The attacher that would take its finalizer off is not running yet, and the server it speaks of is gone.
-            kube.patch(&attachments, &name, &json!({"metadata": {"finalizers": null}})).await?;
-            deleted += u32::from(kube.delete(&attachments, &name, None).await?);
+            kube.patch(&attachments, name, &json!({"metadata": {"finalizers": null}})).await?;
+            deleted += u32::from(kube.delete(&attachments, name, None).await?);
         }
         // Leases of nodes, and of controllers whose leaders died: a new leader would wait for their end.
         for namespace in ["kube-node-lease", "kube-system"] {
             let leases = collection("coordination.k8s.io/v1", "leases", Some(namespace));
             for name in names(&kube.list(&leases).await?) {
                 // An API server's own lease is live: the one that answers here holds one.
-                if !name.starts_with("apiserver-") {
+                let living = namespace == "kube-node-lease" && params.living_nodes.contains(&name);
+                if !name.starts_with("apiserver-") && !living {
                     deleted += u32::from(kube.delete(&leases, &name, None).await?);
                 }
             }

@@ -31,7 +31,9 @@ impl StepKind for EtcdUnchangedStep {
             .ok_or_else(|| PortError::new(ErrorCode::Invalid, format!("step {} left no hash", params.since)))?;
         let etcd = cx.etcd(&params.servers).await?;
         let now = until("waiting for etcd", AGREE_WITHIN, ASK_EVERY, || agreement(etcd.as_ref())).await?;
-        if now != before {
+        let same = (now.revision, now.hash) == (before.revision, before.hash)
+            && (!params.same_cluster || now.cluster_id == before.cluster_id);
+        if !same {
             let say =
                 |a: &Agreement| format!("hash {:08x} at revision {} of cluster {:x}", a.hash, a.revision, a.cluster_id);
             let message = format!("etcd has {} where it had {}", say(&now), say(&before));

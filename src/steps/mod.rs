@@ -26,6 +26,7 @@ mod etcd_stop;
 mod etcd_unchanged;
 mod machine_healthy;
 mod machine_ready;
+mod manual_wait;
 mod master_configure;
 mod member_change;
 mod network_create;
@@ -54,6 +55,7 @@ mod world;
 
 pub use artifact_mirror::object_key;
 pub use etcd_agree::Agreement;
+pub use manual_wait::{Approval, approval, approve};
 pub use servers::{HOST_KEY_LABEL, ServerOutput};
 pub use world::{World, load_secrets};
 
@@ -155,6 +157,8 @@ impl Registry {
         registry.add(master_configure::MasterConfigureStep);
         registry.add(etcd_mount::EtcdMountStep);
         registry.add(etcd_restore::EtcdRestoreKind);
+        registry.add(etcd_restore::EtcdRestoreTakenStep);
+        registry.add(manual_wait::ManualWaitStep);
         registry.add(etcd_start::EtcdStartKind);
         registry.add(etcd_agree::EtcdAgreeStep);
         registry.add(api_start::ApiStartStep);

@@ -2,7 +2,7 @@ use std::fmt::Write as _;
 
 use super::find;
 use crate::cli::{CliError, Context};
-use crate::plan::{Plan, Reversal, point_of_no_return, reversal};
+use crate::plan::{Plan, Reversal, Step, point_of_no_return, reversal_in};
 
 pub fn list(context: &Context) -> Result<(), CliError> {
     let mut rows = Vec::new();
@@ -59,7 +59,7 @@ pub fn plan(plan: &Plan, context: &Context) -> Result<(), CliError> {
     let earlier = super::earlier_runs(context, plan);
     if context.global.json {
         let undo: serde_json::Map<String, serde_json::Value> =
-            plan.steps.iter().map(|s| (s.id.clone(), undo(&s.kind).into())).collect();
+            plan.steps.iter().map(|s| (s.id.clone(), undo(plan, s).into())).collect();
         let value = serde_json::json!({
             "plan": plan, "undo": undo, "point_of_no_return": point_of_no_return(plan).map(|s| &s.id),
             "earlier_seconds": earlier,
@@ -71,8 +71,8 @@ pub fn plan(plan: &Plan, context: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
-fn undo(kind: &str) -> String {
-    match reversal(kind) {
+fn undo(plan: &Plan, step: &Step) -> String {
+    match reversal_in(plan, step) {
         Reversal::Nothing => "leaves nothing behind".into(),
         Reversal::By(how) => format!("undone by: {how}"),
         Reversal::Never(why) => format!("NO WAY BACK: {why}"),
@@ -89,14 +89,14 @@ pub fn render(plan: &Plan, earlier: &[f64]) -> String {
         let _ = writeln!(text, "{:4}  {}", number + 1, step.title);
         // The runbook's own name as the reason, and that there is nothing to undo, go without saying.
         let reason = (!step.reason.starts_with("runbook ")).then(|| format!("because {}", step.reason));
-        let undo = (reversal(&step.kind) != Reversal::Nothing).then(|| undo(&step.kind));
+        let undo = (reversal_in(plan, step) != Reversal::Nothing).then(|| undo(plan, step));
         let notes: Vec<String> = reason.into_iter().chain(undo).collect();
         if !notes.is_empty() {
             let _ = writeln!(text, "        {}", notes.join("; "));
         }
     }
     let _ = writeln!(text, "Plan: {} steps, several at a time where nothing forbids it.", plan.steps.len());
-    match plan.steps.iter().position(|s| matches!(reversal(&s.kind), Reversal::Never(_))) {
+    match plan.steps.iter().position(|s| matches!(reversal_in(plan, s), Reversal::Never(_))) {
         None => text.push_str("Point of no return: none. Every step can be undone; an interrupted run is best finished by `hk-dr resume`.\n"),
         Some(at) => {
             let title = &plan.steps[at].title;

@@ -122,7 +122,7 @@ pub struct EtcdRestore {
     /// See [`crate::distribution::initial_cluster`].
     pub initial_cluster: String,
     pub token: String,
-    /// Added to the snapshot's revision.
+    /// Added to the snapshot's revision, and what is before it is marked compacted; 0: it goes on where it was.
     pub bump_revision: u64,
 }
 
@@ -148,6 +148,10 @@ pub fn receive_snapshot_command(restore: &EtcdRestore, sha256: Option<&str>) -> 
 pub fn etcd_restore_script(restore: &EtcdRestore) -> String {
     let EtcdRestore { id, name, address, initial_cluster, token, bump_revision } = restore;
     let port = crate::distribution::ETCD_PEER_PORT;
+    let bump = match bump_revision {
+        0 => String::new(),
+        bump => format!("--bump-revision {bump} --mark-compacted "),
+    };
     script(&format!(
         "base={ETCD_MOUNT}\n\
          mountpoint -q $base || {{ echo \"$base is not mounted\" >&2; exit {NOT_READY}; }}\n\
@@ -160,7 +164,7 @@ pub fn etcd_restore_script(restore: &EtcdRestore) -> String {
          rm -rf $base/restoring\n\
          /usr/local/bin/etcdutl snapshot restore $base/incoming/snapshot.db --data-dir $base/restoring --name {name} \\\n\
          --initial-cluster {initial_cluster} --initial-cluster-token {token} \\\n\
-         --initial-advertise-peer-urls https://{address}:{port} --bump-revision {bump_revision} --mark-compacted >&2\n\
+         --initial-advertise-peer-urls https://{address}:{port} {bump}>&2\n\
          printf '{{\"id\":\"{id}\",\"token\":\"{token}\",\"bump_revision\":{bump_revision}}}\\n' > $base/restored.json\n\
          # On disk before it gets the name by which etcd and a repeated restore believe in it.\n\
          sync -f $base\n\

@@ -28,7 +28,12 @@ fn plan() -> Plan {
         cluster: "demo".into(),
         purpose: Purpose::Runbook,
         snapshot: None,
-        runbook: Some(RunbookRun { runbook: load_runbook(text, "r.yaml").unwrap(), servers: Vec::new() }),
+        runbook: Some(RunbookRun {
+            runbook: load_runbook(text, "r.yaml").unwrap(),
+            servers: Vec::new(),
+            snapshot: None,
+            location: None,
+        }),
         lineage: "l".into(),
         parent: None,
         created_at: at(0),
