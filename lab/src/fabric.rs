@@ -15,6 +15,8 @@ pub(crate) mod wiring;
 
 /// The public network's namespace.
 pub const PUBLIC: &str = "fabric";
+/// Where the public addresses are from.
+const PUBLIC_RANGE: &str = "203.0.113.0/24";
 /// Where the cloud API answers in the lab.
 pub const API: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 10), 80);
 /// Where S3 answers in the lab.
@@ -64,6 +66,16 @@ table inet cloud {
 }
 ";
 
+/// Says at once that nobody has an address. The kernel does so by itself, but after some answers only once a second to
+/// each who asks, by a limit that belongs to the whole host: who tries again and again until a machine is up would now and
+/// then hear nothing, and lose a second until TCP repeats itself.
+fn refusal(range: &str, answer: &str) -> String {
+    format!(
+        "table ip vacant {{\nchain arriving {{\ntype filter hook prerouting priority 0; policy accept;\n\
+         ip daddr {range} fib daddr oif missing reject with icmp {answer}\n}}\n}}\n"
+    )
+}
+
 /// Lays the public network, the two places, and the addresses of the services.
 pub(crate) async fn lay() -> Result<(), LabError> {
     run::tool("ip", &["link", "set", "lo", "up"], "").await?;
@@ -96,7 +108,7 @@ pub(crate) async fn lay() -> Result<(), LabError> {
         }
         ip(place, &batch).await?;
     }
-    nft(RULES).await
+    nft(&format!("{RULES}{}", refusal(PUBLIC_RANGE, "net-unreachable"))).await
 }
 
 /// A listener on the public network, as a service of the cloud.
@@ -152,7 +164,8 @@ fn public_cable(id: u64, ipv4: Option<Ipv4Addr>, ipv6: Option<Ipv6Addr>) -> (Str
     let address = ipv4.unwrap_or_else(|| link_local(id));
     let route = if ipv4.is_some() { "default" } else { "169.254.169.254" };
     let mut inside = format!(
-        "link add eth0 type veth peer name p{id} netns {PUBLIC}\naddr add {address}/32 dev eth0\nlink set eth0 up\n\
+        "link add eth0 type veth peer name p{id} netns {PUBLIC}\n\
+         ntable change name arp_cache dev eth0 retrans {LOOK_MS}\naddr add {address}/32 dev eth0\nlink set eth0 up\n\
          route add {route} via {GATEWAY} dev eth0 onlink\n"
     );
     let mut outside = format!(
@@ -200,7 +213,8 @@ async fn make_network(id: u64, range: &str) -> Result<(), LabError> {
     netns::create(&space)?;
     make_router(&space)?;
     let far = "link set lo up\nrule add priority 40000 ".to_owned();
-    ip(&space, &format!("{far}{FAR_TABLE}\nroute add unreachable {range} {FAR_TABLE}\n")).await
+    ip(&space, &format!("{far}{FAR_TABLE}\nroute add unreachable {range} {FAR_TABLE}\n")).await?;
+    load(&space, &refusal(range, "host-unreachable")).await
 }
 
 async fn ip(space: &str, batch: &str) -> Result<(), LabError> {
@@ -220,7 +234,11 @@ async fn ip_if_there(space: &str, batch: &str) {
 
 /// Runs a script of rules in the public network: all of it or nothing.
 pub(crate) async fn nft(script: &str) -> Result<(), LabError> {
-    let space = format!("--net={}", netns::path(PUBLIC).display());
+    load(PUBLIC, script).await
+}
+
+async fn load(space: &str, script: &str) -> Result<(), LabError> {
+    let space = format!("--net={}", netns::path(space).display());
     run::tool("nsenter", &[&space, "nft", "-f", "-"], script).await.map(|_| ())
 }
 
@@ -238,9 +256,9 @@ fn make_router(space: &str) -> Result<(), LabError> {
             fs::write(format!("{base}/conf/{conf}/rp_filter"), "1")?;
             fs::write(format!("{base}/conf/{conf}/send_redirects"), "0")?;
         }
-        // Who tries again and again until a machine is up hears each time that it is not. With the usual limit of one
-        // answer a second some tries would hear nothing, and a lost SYN is repeated after a second only.
+        // See `refusal`. The mask is of the host's limit on all answers together: none of these counts.
         fs::write(format!("{base}/icmp_ratelimit"), "0")?;
+        fs::write(format!("{base}/icmp_ratemask"), "0")?;
         if has_ipv6() {
             fs::write("/proc/sys/net/ipv6/icmp/ratelimit", "0")?;
             fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
@@ -273,6 +291,11 @@ mod tests {
             assert_eq!([a, b], [169, 254]);
             assert!((1..=168).contains(&c));
         }
+    }
+
+    #[test]
+    fn the_public_range_is_the_one_addresses_are_from() {
+        assert_eq!(crate::api::Range::PUBLIC.to_string(), PUBLIC_RANGE);
     }
 
     #[test]

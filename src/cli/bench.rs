@@ -9,6 +9,7 @@ use std::time::Instant;
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
+pub use lab::desk;
 pub use snapshot::{OnceArgs, once};
 
 use super::{CliError, Context, ExitKind};

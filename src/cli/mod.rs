@@ -99,6 +99,8 @@ enum Command {
     Artifacts(artifacts::Args),
     Bench(bench::Args),
     #[command(hide = true)]
+    BenchDesk(bench::desk::Args),
+    #[command(hide = true)]
     BenchSnapshotOnce(bench::OnceArgs),
     Completions(completions::Args),
     Demo(demo::Args),
@@ -151,6 +153,7 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Runs(args) => runs::run(args, context),
         Command::Artifacts(args) => artifacts::run(args, context),
         Command::Bench(args) => bench::run(args, context),
+        Command::BenchDesk(args) => bench::desk::run(&args, context),
         Command::BenchSnapshotOnce(args) => bench::once(&args, context),
         Command::Completions(args) => completions::run(args, context),
         Command::Demo(args) => demo::run(args, context),
