@@ -57,12 +57,15 @@ impl Action {
     /// Servers, volumes and addresses are locked by each action on them; the rest only by actions on themselves, so that
     /// several servers can be attached to a network at the same time. Firewalls change around a server, not in it.
     pub fn locks(&self, kind: &str, id: u64) -> bool {
+        if !self.is_running() {
+            return false;
+        }
         let held = |(i, (k, n)): (usize, &(Cow<'_, str>, u64))| {
             let always = matches!(kind, "server" | "volume" | "floating_ip" | "primary_ip");
             k == kind && *n == id && (i == 0 || always)
         };
         let around = kind == "server" && matches!(&*self.command, "apply_firewall" | "remove_firewall");
-        self.end.is_none() && !around && self.resources.iter().enumerate().any(held)
+        !around && self.resources.iter().enumerate().any(held)
     }
 
     /// The servers it locks.
@@ -136,7 +139,7 @@ async fn by_ids(State(cloud): State<Arc<Cloud>>, listing: Listing) -> ApiResult 
     if ids.is_empty() {
         return Err(ApiError::field("id", "is required: actions can only be listed by id"));
     }
-    let state = cloud.state();
+    let state = cloud.look();
     let actions = state.actions.values().filter(|a| ids.contains(&a.id)).map(Action::json).collect();
     Ok(one("actions", Value::Array(actions)))
 }
@@ -147,13 +150,13 @@ async fn by_id(State(cloud): State<Arc<Cloud>>, Path(id): Path<String>) -> ApiRe
 
 fn find(cloud: &Cloud, id: &str, fits: impl Fn(&Action) -> bool) -> ApiResult<Response> {
     let id = path_id(id)?;
-    let state = cloud.state();
+    let state = cloud.look();
     let action = state.actions.get(&id).filter(|a| fits(a)).ok_or_else(|| ApiError::not_found("action", id))?;
     Ok(one("action", action.json()))
 }
 
 fn of_kind(cloud: &Cloud, kind: &str, listing: &Listing) -> ApiResult {
-    let state = cloud.state();
+    let state = cloud.look();
     let ids: Vec<u64> = listing.all("id").map(path_id).collect::<ApiResult<_>>()?;
     let wanted = |a: &&Action| (ids.is_empty() || ids.contains(&a.id)) && a.resources.iter().any(|(k, _)| *k == kind);
     listing.reply("actions", state.actions.values().filter(wanted).map(Action::json).collect(), &["status"])
@@ -161,7 +164,7 @@ fn of_kind(cloud: &Cloud, kind: &str, listing: &Listing) -> ApiResult {
 
 fn of_resource(cloud: &Cloud, kind: &'static str, id: &str, listing: &Listing) -> ApiResult {
     let id = path_id(id)?;
-    let state = cloud.state();
+    let state = cloud.look();
     // A resource that is gone has no list, though its actions can still be asked for by id.
     if !state.exists(kind, id) {
         return Err(ApiError::not_found(kind, id));

@@ -136,7 +136,7 @@ impl Cloud {
 
 async fn list(Shared(cloud): Shared<Arc<Cloud>>, listing: Listing) -> ApiResult {
     cloud.look_at_health(None).await;
-    let state = cloud.state();
+    let state = cloud.look();
     let balancers = state.load_balancers.values().map(|b| state.balancer_json(b)).collect();
     listing.reply("load_balancers", balancers, &[])
 }
@@ -144,7 +144,7 @@ async fn list(Shared(cloud): Shared<Arc<Cloud>>, listing: Listing) -> ApiResult 
 async fn read(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
     let id = path_id(&id)?;
     cloud.look_at_health(Some(id)).await;
-    let state = cloud.state();
+    let state = cloud.look();
     Ok(one("load_balancer", state.balancer_json(state.balancer(id)?)))
 }
 

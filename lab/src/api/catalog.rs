@@ -1,6 +1,7 @@
 //! What the cloud offers: locations and server types.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
 use axum::extract::{Path, State};
@@ -198,20 +199,27 @@ impl ServerType {
                 })
             })
             .collect();
-        json!({
+        let mut body = json!({
             "id": self.id, "name": self.name, "description": self.name.to_uppercase(), "category": category,
             "cores": self.cores, "memory": self.memory_gb, "disk": self.disk_gb, "storage_type": "local",
-            "cpu_type": cpu_type, "architecture": self.architecture(), "prices": self.prices(), "locations": places,
-        })
+            "cpu_type": cpu_type, "architecture": self.architecture(),
+        });
+        body["prices"] = Value::Array(self.prices());
+        body["locations"] = Value::Array(places);
+        body
     }
 
     fn price(&self, location: &Location) -> Value {
         price(location, f64::from(self.cents_monthly) / 100.0)
     }
 
-    /// Its prices in all locations that sell it.
+    /// Its prices in all locations that sell it. Every server shows its type: they are worked out once.
     pub fn prices(&self) -> Vec<Value> {
-        LOCATIONS.iter().filter(|l| self.sold_in(l)).map(|l| self.price(l)).collect()
+        static PRICES: LazyLock<BTreeMap<u64, Vec<Value>>> = LazyLock::new(|| {
+            let of = |t: &ServerType| LOCATIONS.iter().filter(|l| t.sold_in(l)).map(|l| t.price(l)).collect();
+            SERVER_TYPES.iter().map(|t| (t.id, of(t))).collect()
+        });
+        PRICES.get(&self.id).cloned().unwrap_or_default()
     }
 }
 
@@ -259,7 +267,7 @@ async fn get_location(Path(id): Path<String>) -> ApiResult {
 }
 
 async fn list_server_types(State(cloud): State<Arc<Cloud>>, listing: Listing) -> ApiResult {
-    let state = cloud.state();
+    let state = cloud.look();
     let available = |l: &Location| !state.common.faults().is_unavailable(l.name);
     listing.reply("server_types", SERVER_TYPES.iter().map(|t| t.json(available)).collect(), &["architecture"])
 }
@@ -267,6 +275,6 @@ async fn list_server_types(State(cloud): State<Arc<Cloud>>, listing: Listing) ->
 async fn get_server_type(State(cloud): State<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
     let id = path_id(&id)?;
     let found = SERVER_TYPES.iter().find(|t| t.id == id).ok_or_else(|| ApiError::not_found("server_type", id))?;
-    let state = cloud.state();
+    let state = cloud.look();
     Ok(one("server_type", found.json(|l| !state.common.faults().is_unavailable(l.name))))
 }

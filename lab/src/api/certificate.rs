@@ -106,14 +106,14 @@ pub fn routes() -> Router<Arc<Cloud>> {
 }
 
 async fn list(Shared(cloud): Shared<Arc<Cloud>>, listing: Listing) -> ApiResult {
-    let state = cloud.state();
+    let state = cloud.look();
     let certificates = state.certificates.values().map(|c| state.certificate_json(c)).collect();
     listing.reply("certificates", certificates, &["type"])
 }
 
 async fn read(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
     let id = path_id(&id)?;
-    let state = cloud.state();
+    let state = cloud.look();
     Ok(one("certificate", state.certificate_json(state.certificate(id)?)))
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -102,7 +102,7 @@ impl Default for Limits {
 pub struct Cloud {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) options: Options,
-    state: Mutex<State>,
+    state: RwLock<State>,
     bucket: Mutex<Bucket>,
     pub(super) upkeep: Upkeep,
 }
@@ -114,7 +114,7 @@ impl Cloud {
 
     pub(super) fn with_state(backend: Arc<dyn Backend>, options: Options, state: State) -> Arc<Self> {
         let bucket = Mutex::new(Bucket::new(options.rate_limit));
-        let cloud = Arc::new(Self { backend, options, state: Mutex::new(state), bucket, upkeep: Upkeep::default() });
+        let cloud = Arc::new(Self { backend, options, state: RwLock::new(state), bucket, upkeep: Upkeep::default() });
         cloud.keep_up();
         cloud
     }
@@ -148,7 +148,12 @@ impl Cloud {
     /// The state. A panic while it was held cannot have left it half changed in a way that matters to a test bed, and
     /// refusing all further requests would hide the panic's cause.
     pub(super) fn state(&self) -> Held<'_> {
-        Held { state: self.state.lock().unwrap_or_else(PoisonError::into_inner), changed: false }
+        Held { state: self.state.write().unwrap_or_else(PoisonError::into_inner), changed: false }
+    }
+
+    /// The state for who only reads it, beside others who do.
+    pub(super) fn look(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn with_bucket<T>(&self, f: impl FnOnce(&mut Bucket) -> T) -> T {
@@ -233,7 +238,7 @@ impl Cloud {
 
 /// The state under its lock. Whoever could have changed it is noted before others see it.
 pub(super) struct Held<'a> {
-    state: MutexGuard<'a, State>,
+    state: RwLockWriteGuard<'a, State>,
     changed: bool,
 }
 

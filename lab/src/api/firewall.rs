@@ -261,13 +261,13 @@ pub fn routes() -> Router<Arc<Cloud>> {
 }
 
 async fn list(Shared(cloud): Shared<Arc<Cloud>>, listing: Listing) -> ApiResult {
-    let state = cloud.state();
+    let state = cloud.look();
     listing.reply("firewalls", state.firewalls.values().map(|f| state.firewall_json(f)).collect(), &[])
 }
 
 async fn read(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
     let id = path_id(&id)?;
-    let state = cloud.state();
+    let state = cloud.look();
     Ok(one("firewall", state.firewall_json(state.firewall(id)?)))
 }
 

@@ -68,13 +68,13 @@ pub fn routes() -> Router<Arc<Cloud>> {
 }
 
 async fn list(Shared(cloud): Shared<Arc<Cloud>>, listing: Listing) -> ApiResult {
-    let addresses = cloud.state().floating_ips.values().map(FloatingIp::json).collect();
+    let addresses = cloud.look().floating_ips.values().map(FloatingIp::json).collect();
     listing.reply("floating_ips", addresses, &[])
 }
 
 async fn read(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
     let id = path_id(&id)?;
-    let state = cloud.state();
+    let state = cloud.look();
     let address = state.floating_ips.get(&id).ok_or_else(|| ApiError::not_found("floating_ip", id))?;
     Ok(one("floating_ip", address.json()))
 }

@@ -104,7 +104,7 @@ async fn admit(provider: &Provider, mut request: Request, next: Next) -> Respons
     let mut response = if !may {
         readonly()
     } else if granted {
-        answer(&cloud, &method, path, request, next).await
+        answer(provider, &cloud, &method, path, request, next).await
     } else {
         ApiError::new("rate_limit_exceeded", "limit of requests per hour reached").into_response()
     };
@@ -118,11 +118,19 @@ async fn admit(provider: &Provider, mut request: Request, next: Next) -> Respons
     response
 }
 
-async fn answer(cloud: &Arc<Cloud>, method: &str, path: &str, request: Request, next: Next) -> Response {
-    if let Some(error) = cloud.state().common.faults().refusal(method, path) {
+async fn answer(
+    provider: &Provider,
+    cloud: &Arc<Cloud>,
+    method: &str,
+    path: &str,
+    request: Request,
+    next: Next,
+) -> Response {
+    let refusal = provider.common.faults().refusal(method, path);
+    if let Some(error) = refusal {
         return error.into_response();
     }
-    let delay = cloud.state().common.faults().delay(method, path);
+    let delay = provider.common.faults().delay(method, path);
     let changes = !matches!(method, "GET" | "HEAD");
     let response = next.run(request).await;
     if changes {
@@ -132,7 +140,7 @@ async fn answer(cloud: &Arc<Cloud>, method: &str, path: &str, request: Request, 
         tokio::time::sleep(Duration::from_millis(delay)).await;
     }
     // Only an answer that tells of work done can be lost in a way that matters.
-    if response.status().is_success() && cloud.state().common.faults().loses_answer(method, path) {
+    if response.status().is_success() && provider.common.faults().loses_answer(method, path) {
         return ApiError::new("timeout", "the gateway gave up waiting for an answer").into_response();
     }
     response

@@ -167,14 +167,14 @@ pub fn routes() -> Router<Arc<Cloud>> {
 async fn list(Shared(cloud): Shared<Arc<Cloud>>, listing: Listing) -> ApiResult {
     let bound: Vec<u64> = listing.all("bound_to").map(path_id).collect::<ApiResult<_>>()?;
     let mut images = system_images();
-    images.extend(cloud.state().images.values().cloned());
+    images.extend(cloud.look().images.values().cloned());
     images.retain(|i| bound.is_empty() || i.bound_to.is_some_and(|id| bound.contains(&id)));
     listing.reply("images", images.iter().map(Image::json).collect(), &["type", "status", "architecture"])
 }
 
 async fn read(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
     let id = path_id(&id)?;
-    let found = cloud.state().find_image(&id.to_string(), "");
+    let found = cloud.look().find_image(&id.to_string(), "");
     found.map(|i| one("image", i.json())).ok_or_else(|| ApiError::not_found("image", id))
 }
 

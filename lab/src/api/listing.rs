@@ -44,31 +44,39 @@ impl Listing {
         self.all(name).next()
     }
 
-    /// Whether the `name` filter lets an item of this name through: a short cut past rendering, no more.
-    pub fn may_show(&self, name: &str) -> bool {
-        let mut names = self.all("name").peekable();
-        names.peek().is_none() || names.any(|n| n == name)
-    }
-
     /// Answers the items that pass `name`, `label_selector`, and the filters named in `also` (exact match on a field of
     /// the same name, repeatable), in the order of `sort`, one page of them.
-    pub fn reply(&self, key: &str, mut items: Vec<Value>, also: &[&str]) -> ApiResult {
+    pub fn reply(&self, key: &str, items: Vec<Value>, also: &[&str]) -> ApiResult {
+        self.reply_with(key, items, also, |item, name| item[name].clone(), labels_of, |item| item)
+    }
+
+    /// As `reply`, of items that are rendered only if they are on the page. `field` gives what they are filtered and
+    /// sorted by.
+    pub fn reply_with<T>(
+        &self,
+        key: &str,
+        mut items: Vec<T>,
+        also: &[&str],
+        field: impl Fn(&T, &str) -> Value,
+        labels: impl Fn(&T) -> Labels,
+        render: impl Fn(T) -> Value,
+    ) -> ApiResult {
         if let Some(text) = self.first("label_selector") {
             let selector = Selector::parse(text)?;
-            items.retain(|item| selector.matches(&labels_of(item)));
+            items.retain(|item| selector.matches(&labels(item)));
         }
         for name in ["name"].iter().chain(also) {
             let wanted: Vec<&str> = self.all(name).collect();
             if !wanted.is_empty() {
-                items.retain(|item| item[*name].as_str().is_some_and(|v| wanted.contains(&v)));
+                items.retain(|item| field(item, name).as_str().is_some_and(|v| wanted.contains(&v)));
             }
         }
-        self.sort(&mut items)?;
+        self.sort(&mut items, field)?;
         let (page, per_page) = (self.page()?, self.per_page()?);
         let total = items.len() as u64;
         let last = total.div_ceil(per_page).max(1);
         let skip = (page - 1).saturating_mul(per_page);
-        let shown: Vec<Value> = items.into_iter().skip(skip as usize).take(per_page as usize).collect();
+        let shown: Vec<Value> = items.into_iter().skip(skip as usize).take(per_page as usize).map(render).collect();
         let previous = (page > 1).then(|| page - 1);
         let next = (page < last).then(|| page + 1);
         let pagination = json!({
@@ -81,7 +89,8 @@ impl Listing {
                 links.push(format!("<{}>; rel=\"{relation}\"", self.link(target, per_page)));
             }
         }
-        let body = json!({key: shown, "meta": {"pagination": pagination}});
+        let mut body = json!({"meta": {"pagination": pagination}});
+        body[key] = Value::Array(shown);
         Ok(([(LINK, links.join(", "))], axum::Json(body)).into_response())
     }
 
@@ -102,8 +111,8 @@ impl Listing {
     }
 
     /// Sorts by each `sort` in turn (the first weighs most); ties and the default go by id.
-    fn sort(&self, items: &mut [Value]) -> ApiResult<()> {
-        items.sort_by_key(|item| item["id"].as_u64());
+    fn sort<T>(&self, items: &mut [T], field_of: impl Fn(&T, &str) -> Value) -> ApiResult<()> {
+        items.sort_by_cached_key(|item| field_of(item, "id").as_u64());
         let mut orders = Vec::new();
         for text in self.all("sort") {
             let (field, descending) = match text.split_once(':') {
@@ -121,7 +130,7 @@ impl Listing {
         // Stable sorts from the last order to the first make the first weigh most.
         for (field, descending) in orders.into_iter().rev() {
             items.sort_by(|a, b| {
-                let order = match (&a[field], &b[field]) {
+                let order = match (&field_of(a, field), &field_of(b, field)) {
                     (Value::Number(a), Value::Number(b)) => a.as_u64().cmp(&b.as_u64()),
                     (a, b) => a.as_str().cmp(&b.as_str()),
                 };
@@ -139,7 +148,10 @@ fn labels_of(item: &Value) -> Labels {
 
 /// A single resource under its key.
 pub fn one(key: &str, value: Value) -> Response {
-    axum::Json(json!({key: value})).into_response()
+    let mut body = json!({});
+    // Moved; inside of the macro it would be copied, node by node.
+    body[key] = value;
+    axum::Json(body).into_response()
 }
 
 /// `201` with a body.

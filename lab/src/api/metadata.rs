@@ -59,7 +59,7 @@ fn find(provider: &Provider, peer: SocketAddr) -> Result<(Arc<Cloud>, Server), N
     };
     let by = |fits: &dyn Fn(&Server) -> bool| {
         provider.projects().into_iter().find_map(|project| {
-            let found = project.cloud.state().servers.values().find(|s| fits(s)).cloned();
+            let found = project.cloud.look().servers.values().find(|s| fits(s)).cloned();
             found.map(|server| (project.cloud, server))
         })
     };

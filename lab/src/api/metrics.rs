@@ -166,7 +166,7 @@ async fn answer(
 
 pub async fn of_server(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>, listing: Listing) -> ApiResult {
     let id = path_id(&id)?;
-    cloud.state().server(id)?;
+    cloud.look().server(id)?;
     answer(&cloud, "server", id, &listing, |name| match name {
         "cpu" => Some(&CPU),
         "disk" => Some(&DISK),
@@ -178,7 +178,7 @@ pub async fn of_server(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>
 
 pub async fn of_balancer(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>, listing: Listing) -> ApiResult {
     let id = path_id(&id)?;
-    cloud.state().balancer(id)?;
+    cloud.look().balancer(id)?;
     answer(&cloud, "load_balancer", id, &listing, |name| match name {
         "open_connections" => Some(&OPEN),
         "connections_per_second" => Some(&CONNECTIONS),

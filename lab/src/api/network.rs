@@ -226,13 +226,13 @@ pub fn routes() -> Router<Arc<Cloud>> {
 }
 
 async fn list(Shared(cloud): Shared<Arc<Cloud>>, listing: Listing) -> ApiResult {
-    let state = cloud.state();
+    let state = cloud.look();
     listing.reply("networks", state.networks.values().map(|n| state.network_json(n)).collect(), &[])
 }
 
 async fn read(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
     let id = path_id(&id)?;
-    let state = cloud.state();
+    let state = cloud.look();
     let network = state.networks.get(&id).ok_or_else(|| ApiError::not_found("network", id))?;
     Ok(one("network", state.network_json(network)))
 }

@@ -9,6 +9,7 @@ use axum::Router;
 use axum::extract::State as Shared;
 use axum::response::Response;
 use axum::routing::get;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::catalog;
@@ -26,18 +27,35 @@ const ACTIONS_MAX: usize = 12;
 
 /// The last requests, newest first.
 #[derive(Debug, Default)]
-pub struct Calls(VecDeque<Value>);
+pub struct Calls(VecDeque<Call>);
+
+#[derive(Debug)]
+struct Call {
+    at: Timestamp,
+    project: String,
+    method: String,
+    path: String,
+    status: u16,
+    took: Duration,
+}
 
 impl Calls {
     pub fn note(&mut self, project: &str, method: &str, path: &str, status: u16, took: Duration) {
-        let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         // A path may be as long as a client likes.
-        let path: String = path.chars().take(200).collect();
-        self.0.push_front(json!({
-            "at": time_json(now()), "project": project, "method": method, "path": path, "status": status,
-            "milliseconds": took,
-        }));
-        self.0.truncate(CALLS_MAX);
+        let path = path.chars().take(200).collect();
+        let (project, method) = (project.to_owned(), method.to_owned());
+        self.0.truncate(CALLS_MAX - 1);
+        self.0.push_front(Call { at: now(), project, method, path, status, took });
+    }
+
+    fn json(&self) -> Vec<Value> {
+        let show = |call: &Call| {
+            json!({
+                "at": time_json(call.at), "project": call.project, "method": call.method, "path": call.path,
+                "status": call.status, "milliseconds": u64::try_from(call.took.as_millis()).unwrap_or(u64::MAX),
+            })
+        };
+        self.0.iter().map(show).collect()
     }
 }
 
@@ -64,7 +82,7 @@ impl Provider {
         let mut all = Lists::default();
         let projects = self.projects();
         for project in &projects {
-            all.collect(&project.name, &project.cloud.state());
+            all.collect(&project.name, &project.cloud.look());
         }
         all.actions.sort_by_key(|a| std::cmp::Reverse((a["status"] == "running", a["id"].as_u64())));
         let running = all.actions.iter().filter(|a| a["status"] == "running").count();
@@ -90,7 +108,7 @@ impl Provider {
             "at": time_json(now()), "projects": projects.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(),
             "locations": locations, "servers": all.servers, "volumes": all.volumes, "networks": all.networks,
             "firewalls": all.firewalls, "load_balancers": all.balancers, "ips": all.ips, "actions": all.actions,
-            "faults": faults, "calls": self.common.calls().0,
+            "faults": faults, "calls": self.common.calls().json(),
         })
     }
 }

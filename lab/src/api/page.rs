@@ -1,5 +1,6 @@
 //! The live page at `/_lab/`: rendered here, refreshed by a few lines of script, and readable by reload without them.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -44,14 +45,15 @@ fn render(cloud: &Value) -> String {
     let faults = list("faults");
     let _ = write!(
         page,
-        "<header><h1>hk-dr lab</h1><p class=\"sum\"><b>{running}</b> of {} servers run · <b>{busy}</b> actions go on · \
-         <b class=\"{}\">{} faults</b></p><time>{}</time></header>",
-        servers.len(),
+        "<header id=\"sum\"><h1>hk-dr lab</h1><p class=\"sum\"><b>{running}</b> of {} run · {} in progress · \
+         <span class=\"{}\">{}</span></p><time>{} UTC</time></header>",
+        count(servers.len(), "server"),
+        count(busy, "action"),
         if faults.is_empty() { "ok" } else { "bad" },
-        faults.len(),
-        escape(&text(&cloud["at"]))
+        count(faults.len(), "fault"),
+        escape(&clock(&cloud["at"]))
     );
-    page.push_str("<section class=\"places\">");
+    page.push_str("<div class=\"places\" id=\"places\">");
     for place in list("locations") {
         let struck: Vec<String> = place["faults"].as_array().into_iter().flatten().map(text).collect();
         let class = if struck.is_empty() { "place" } else { "place struck" };
@@ -65,7 +67,7 @@ fn render(cloud: &Value) -> String {
             escape(&state)
         );
     }
-    page.push_str("</section>");
+    page.push_str("</div>");
     if !faults.is_empty() {
         table(&mut page, "Active faults", &["id", "what", "where", "struck", "left", "until"], &faults, |f| {
             let place =
@@ -98,16 +100,33 @@ fn render(cloud: &Value) -> String {
             ]
         },
     );
-    table(&mut page, "Actions", &["id", "command", "status", "progress", "on", "started"], &list("actions"), |a| {
-        let on = a["resources"].as_array().into_iter().flatten();
-        let on: Vec<String> = on.map(|r| format!("{} {}", text(&r["type"]), text(&r["id"]))).collect();
+    let names: HashMap<u64, String> = ["servers", "volumes", "networks", "firewalls", "load_balancers"]
+        .iter()
+        .flat_map(|kind| cloud[*kind].as_array().into_iter().flatten())
+        .filter_map(|item| Some((item["id"].as_u64()?, text(&item["name"]))))
+        .collect();
+    let name = |resource: &Value| {
+        let known = resource["id"].as_u64().and_then(|id| names.get(&id)).cloned();
+        known.unwrap_or_else(|| format!("{} {}", text(&resource["type"]).replace('_', " "), text(&resource["id"])))
+    };
+    table(&mut page, "Actions", &["started", "command", "status", "done", "on"], &list("actions"), |a| {
+        let on: Vec<String> = a["resources"].as_array().into_iter().flatten().map(name).collect();
         vec![
-            text(&a["id"]),
+            clock(&a["started"]),
             text(&a["command"]),
             text(&a["status"]),
             format!("{} %", text(&a["progress"])),
             on.join(", "),
-            text(&a["started"]),
+        ]
+    });
+    table(&mut page, "Last API calls", &["at", "project", "method", "path", "status", "took"], &list("calls"), |c| {
+        vec![
+            clock(&c["at"]),
+            text(&c["project"]),
+            text(&c["method"]),
+            text(&c["path"]),
+            text(&c["status"]),
+            format!("{} ms", text(&c["milliseconds"])),
         ]
     });
     table(&mut page, "Volumes", &["name", "status", "size", "location", "server", "format"], &list("volumes"), |v| {
@@ -136,21 +155,13 @@ fn render(cloud: &Value) -> String {
     table(&mut page, "IPs", &["ip", "kind", "location", "server"], &list("ips"), |i| {
         ["ip", "kind", "location", "server"].map(|k| text(&i[k])).to_vec()
     });
-    table(&mut page, "Last API calls", &["at", "project", "method", "path", "status", "took"], &list("calls"), |c| {
-        vec![
-            text(&c["at"]),
-            text(&c["project"]),
-            text(&c["method"]),
-            text(&c["path"]),
-            text(&c["status"]),
-            format!("{} ms", text(&c["milliseconds"])),
-        ]
-    });
     page
 }
 
 fn table(page: &mut String, title: &str, head: &[&str], rows: &[Value], cells: impl Fn(&Value) -> Vec<String>) {
-    let _ = write!(page, "<section><h2>{title} <small>{}</small></h2>", rows.len());
+    // By its id the script knows a section again; the style makes some as wide as the page.
+    let id = title.to_lowercase().replace(' ', "-");
+    let _ = write!(page, "<section id=\"{id}\"><h2>{title} <small>{}</small></h2>", rows.len());
     if rows.is_empty() {
         page.push_str("<p class=\"none\">none</p></section>");
         return;
@@ -164,7 +175,9 @@ fn table(page: &mut String, title: &str, head: &[&str], rows: &[Value], cells: i
         page.push_str("<tr>");
         for (name, cell) in head.iter().zip(cells(row)) {
             if *name == "status" {
-                let _ = write!(page, "<td><span class=\"tag {}\">{}</span></td>", tone(&cell), escape(&cell));
+                // A server that runs is well; an action that does is not done.
+                let tone = if title == "Actions" && cell == "running" { "busy" } else { tone(&cell) };
+                let _ = write!(page, "<td><span class=\"tag {tone}\">{}</span></td>", escape(&cell));
             } else {
                 let _ = write!(page, "<td>{}</td>", escape(&cell));
             }
@@ -172,6 +185,10 @@ fn table(page: &mut String, title: &str, head: &[&str], rows: &[Value], cells: i
         page.push_str("</tr>");
     }
     page.push_str("</tbody></table></div></section>");
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("<b>{number}</b> {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// How a status is to be taken at a glance.
@@ -186,6 +203,12 @@ fn tone(status: &str) -> &'static str {
             Err(_) => "busy",
         },
     }
+}
+
+/// The time of day of a time as the API writes it.
+fn clock(value: &Value) -> String {
+    let text = text(value);
+    text.split_once('T').map_or(text.clone(), |(_, time)| time.trim_end_matches('Z').to_owned())
 }
 
 fn text(value: &Value) -> String {

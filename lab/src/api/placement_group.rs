@@ -63,14 +63,14 @@ pub fn routes() -> Router<Arc<Cloud>> {
 }
 
 async fn list(Shared(cloud): Shared<Arc<Cloud>>, listing: Listing) -> ApiResult {
-    let state = cloud.state();
+    let state = cloud.look();
     let groups = state.placement_groups.keys().map(|id| state.placement_group_json(*id)).collect();
     listing.reply("placement_groups", groups, &["type"])
 }
 
 async fn read(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
     let id = path_id(&id)?;
-    let state = cloud.state();
+    let state = cloud.look();
     match state.placement_group_json(id) {
         Value::Null => Err(ApiError::not_found("placement_group", id)),
         group => Ok(one("placement_group", group)),

@@ -199,13 +199,13 @@ pub fn routes() -> Router<Arc<Cloud>> {
 }
 
 async fn list(Shared(cloud): Shared<Arc<Cloud>>, listing: Listing) -> ApiResult {
-    let addresses = cloud.state().primary_ips.values().map(PrimaryIp::json).collect();
+    let addresses = cloud.look().primary_ips.values().map(PrimaryIp::json).collect();
     listing.reply("primary_ips", addresses, &["ip"])
 }
 
 async fn read(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
     let id = path_id(&id)?;
-    let state = cloud.state();
+    let state = cloud.look();
     let address = state.primary_ips.get(&id).ok_or_else(|| ApiError::not_found("primary_ip", id))?;
     Ok(one("primary_ip", address.json()))
 }

@@ -141,21 +141,26 @@ impl State {
                 })
             })
             .collect();
-        json!({
+        let mut body = json!({
             "id": server.id, "name": server.name, "status": server.status.name(),
-            "created": time_json(server.created),
-            "public_net": {
-                "ipv4": ipv4, "ipv6": ipv6, "floating_ips": floating, "firewalls": self.firewalls_json(server),
-            },
-            "private_net": private, "server_type": server.server_type.json(available),
-            "location": server.location.json(), "image": server.image.json(), "iso": null, "rescue_enabled": server.rescue_system.is_some(),
-            "locked": locked, "backup_window": server.backup_window, "outgoing_traffic": 0,
+            "public_net": {"floating_ips": floating}, "iso": null, "rescue_enabled": server.rescue_system.is_some(), "locked": locked,
+            "backup_window": server.backup_window, "outgoing_traffic": 0,
             "ingoing_traffic": 0, "included_traffic": catalog::included_traffic(server.location),
             "protection": {"delete": server.protected, "rebuild": server.protected}, "labels": server.labels,
             "volumes": self.attached_volumes(server.id), "load_balancers": self.balancers_of(server),
             "primary_disk_size": server.disk_gb,
             "placement_group": server.placement_group.map(|g| self.placement_group_json(g)),
-        })
+        });
+        // What is put in afterwards is moved; inside of the macro it would be copied, node by node.
+        body["created"] = time_json(server.created);
+        body["public_net"]["ipv4"] = ipv4.unwrap_or_default();
+        body["public_net"]["ipv6"] = ipv6.unwrap_or_default();
+        body["public_net"]["firewalls"] = Value::Array(self.firewalls_json(server));
+        body["private_net"] = Value::Array(private);
+        body["server_type"] = server.server_type.json(available);
+        body["location"] = server.location.json();
+        body["image"] = server.image.json();
+        body
     }
 
     /// The load balancers that have a server as target.
@@ -253,18 +258,24 @@ pub fn routes() -> Router<Arc<Cloud>> {
 }
 
 async fn list(Shared(cloud): Shared<Arc<Cloud>>, listing: Listing) -> ApiResult {
-    let state = cloud.state();
-    // Rendering is the most of the work: what the name rules out is not rendered, and locks are looked up once for all.
+    let state = cloud.look();
+    // Rendering is the most of the work: only what is shown is rendered, and locks are looked up once for all.
     let locked: BTreeSet<u64> =
         state.actions.values().filter(|a| a.is_running()).flat_map(|a| a.locked_servers()).collect();
-    let named = state.servers.values().filter(|s| listing.may_show(&s.name));
-    let servers = named.map(|s| state.server_json_locked(s, locked.contains(&s.id))).collect();
-    listing.reply("servers", servers, &["status"])
+    let field = |server: &&Server, name: &str| match name {
+        "id" => server.id.into(),
+        "name" => server.name.as_str().into(),
+        "status" => server.status.name().into(),
+        "created" => time_json(server.created),
+        _ => Value::Null,
+    };
+    let render = |server: &Server| state.server_json_locked(server, locked.contains(&server.id));
+    listing.reply_with("servers", state.servers.values().collect(), &["status"], field, |s| s.labels.clone(), render)
 }
 
 async fn read(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
     let id = path_id(&id)?;
-    let state = cloud.state();
+    let state = cloud.look();
     Ok(one("server", state.server_json(state.server(id)?)))
 }
 

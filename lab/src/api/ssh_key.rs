@@ -44,13 +44,13 @@ pub fn routes() -> Router<Arc<Cloud>> {
 }
 
 async fn list(State(cloud): State<Arc<Cloud>>, listing: Listing) -> ApiResult {
-    let keys = cloud.state().ssh_keys.values().map(SshKey::json).collect();
+    let keys = cloud.look().ssh_keys.values().map(SshKey::json).collect();
     listing.reply("ssh_keys", keys, &["fingerprint"])
 }
 
 async fn read(State(cloud): State<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
     let id = path_id(&id)?;
-    let state = cloud.state();
+    let state = cloud.look();
     let key = state.ssh_keys.get(&id).ok_or_else(|| ApiError::not_found("ssh_key", id))?;
     Ok(one("ssh_key", key.json()))
 }

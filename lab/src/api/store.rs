@@ -47,6 +47,10 @@ impl Changes {
     /// The state can't be written.
     pub async fn settled(&self) -> Result<(), LabError> {
         let wanted = self.made.load(Ordering::SeqCst);
+        // As for nearly all reads.
+        if self.written.borrow().is_none_or(|w| w >= wanted) {
+            return Ok(());
+        }
         let mut written = self.written.subscribe();
         let enough = |written: &Option<u64>| written.is_none_or(|w| w >= wanted);
         match tokio::time::timeout(PATIENCE, written.wait_for(enough)).await {

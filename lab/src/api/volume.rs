@@ -87,13 +87,13 @@ pub fn routes() -> Router<Arc<Cloud>> {
 }
 
 async fn list(Shared(cloud): Shared<Arc<Cloud>>, listing: Listing) -> ApiResult {
-    let volumes = cloud.state().volumes.values().map(Volume::json).collect();
+    let volumes = cloud.look().volumes.values().map(Volume::json).collect();
     listing.reply("volumes", volumes, &["status"])
 }
 
 async fn read(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> ApiResult {
     let id = path_id(&id)?;
-    let state = cloud.state();
+    let state = cloud.look();
     let volume = state.volumes.get(&id).ok_or_else(|| ApiError::not_found("volume", id))?;
     Ok(one("volume", volume.json()))
 }

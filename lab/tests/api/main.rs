@@ -3,6 +3,7 @@
 
 mod addresses;
 mod balancers;
+mod browser;
 mod client;
 mod coverage;
 mod disks;
@@ -13,6 +14,7 @@ mod keys_and_groups;
 mod lists;
 mod metadata;
 mod networks;
+mod page;
 mod projects;
 mod protocol;
 mod python;
