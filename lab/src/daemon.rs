@@ -1,7 +1,7 @@
 //! The emulator: the process in the outer namespace that serves the cloud's API, its metadata service and S3.
 
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -103,8 +103,7 @@ async fn serve(inheritance: Inheritance) -> Result<(), LabError> {
     let mut running = tokio::task::JoinSet::new();
     let mut serve = |listener: TcpListener, router: axum::Router| {
         let listener = tokio::net::TcpListener::from_std(listener).attempt(|| "prepare a listener".into())?;
-        let service = router.into_make_service_with_connect_info::<SocketAddr>();
-        running.spawn(async move { axum::serve(listener, service).await });
+        running.spawn(hk_lab_serve::serve(listener, router));
         Ok::<(), LabError>(())
     };
     // Machines that boot ask for it.

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::action::Action;
 use super::address::Range;
+use super::answers::Answers;
 use super::balancer::LoadBalancer;
 use super::certificate::Certificate;
 use super::error::{ApiError, ApiResult};
@@ -104,6 +105,7 @@ pub struct Cloud {
     pub(super) options: Options,
     state: RwLock<State>,
     bucket: Mutex<Bucket>,
+    pub(super) answers: Answers,
     pub(super) upkeep: Upkeep,
 }
 
@@ -114,7 +116,14 @@ impl Cloud {
 
     pub(super) fn with_state(backend: Arc<dyn Backend>, options: Options, state: State) -> Arc<Self> {
         let bucket = Mutex::new(Bucket::new(options.rate_limit));
-        let cloud = Arc::new(Self { backend, options, state: RwLock::new(state), bucket, upkeep: Upkeep::default() });
+        let cloud = Arc::new(Self {
+            backend,
+            options,
+            state: RwLock::new(state),
+            bucket,
+            answers: Answers::default(),
+            upkeep: Upkeep::default(),
+        });
         cloud.keep_up();
         cloud
     }

@@ -283,6 +283,6 @@ pub fn serve_fake_with(listener: TcpListener, options: Options) -> std::io::Resu
     let token = options.token.clone();
     let provider = Provider::new(Arc::clone(&backend) as Arc<dyn Backend>, options);
     let router = super::router(Arc::clone(&provider));
-    tokio::spawn(async move { axum::serve(listener, router).await });
+    tokio::spawn(hk_lab_serve::serve(listener, router));
     Ok(Served { endpoint, token, provider, backend })
 }

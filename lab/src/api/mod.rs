@@ -6,6 +6,7 @@
 mod absent;
 mod action;
 mod address;
+mod answers;
 mod balancer;
 mod balancer_action;
 mod balancer_service;

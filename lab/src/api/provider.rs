@@ -202,6 +202,7 @@ impl Provider {
     pub async fn apply_faults(&self) -> Effect {
         let room = self.common.faults().of_the_room();
         self.common.faults_changed.notify_waiters();
+        self.common.changes.note_unkept();
         self.backend.set_faults(&room).await
     }
 

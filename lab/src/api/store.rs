@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Counts changes of the state, and knows which of them are on disk.
 pub struct Changes {
     made: AtomicU64,
+    /// As `made`, with what is to be seen and not kept.
+    seen: AtomicU64,
     news: Notify,
     /// The last change that is on disk; none while nothing is to be kept.
     written: watch::Sender<Option<u64>>,
@@ -30,15 +32,31 @@ pub struct Changes {
 
 impl Default for Changes {
     fn default() -> Self {
-        Self { made: AtomicU64::new(0), news: Notify::new(), written: watch::Sender::new(None) }
+        Self {
+            made: AtomicU64::new(0),
+            seen: AtomicU64::new(0),
+            news: Notify::new(),
+            written: watch::Sender::new(None),
+        }
     }
 }
 
 impl Changes {
     /// Something changed. Called while the lock of what changed is held.
     pub fn note(&self) {
+        self.note_unkept();
         self.made.fetch_add(1, Ordering::SeqCst);
         self.news.notify_one();
+    }
+
+    /// Something changed that clients see and that need not be kept. Called as `note`.
+    pub fn note_unkept(&self) {
+        self.seen.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Another one after any change that clients may see.
+    pub fn version(&self) -> u64 {
+        self.seen.load(Ordering::SeqCst)
     }
 
     /// Waits until all that changed so far is on disk. At once where nothing is kept.

@@ -74,7 +74,7 @@ impl Cloud {
     pub(super) async fn settle_firewalls(&self, only: Option<u64>) -> Effect {
         let _turn = self.upkeep.firewalls.lock().await;
         let due: Vec<_> = {
-            let state = self.state();
+            let state = self.look();
             let made = state.made();
             let there = state.servers.values().filter(|s| s.has_machine && s.status != Status::Deleting);
             there
@@ -87,7 +87,9 @@ impl Cloud {
         for (id, wanted) in due {
             let set = self.effect(self.backend.set_firewall(id, wanted.rules.as_deref())).await;
             if set.is_ok() {
-                self.state().made().filtering.insert(id, wanted);
+                let state = self.state();
+                state.made().filtering.insert(id, wanted);
+                state.common.changes.note_unkept();
             }
             result = result.and(set);
         }
@@ -100,7 +102,7 @@ impl Cloud {
     pub(super) async fn settle_balancers(&self, only: Option<u64>) -> Effect {
         let _turn = self.upkeep.balancers.lock().await;
         let due: Vec<BalancerSpec> = {
-            let state = self.state();
+            let state = self.look();
             let made = state.made();
             let asked = state.load_balancers.values().filter(|b| only.is_none_or(|id| id == b.tag.id));
             let wanted = asked.map(|b| state.wanted_balancer(b));
