@@ -72,7 +72,7 @@ table inet cloud {
 fn refusal(range: &str, answer: &str) -> String {
     format!(
         "table ip vacant {{\nchain arriving {{\ntype filter hook prerouting priority 0; policy accept;\n\
-         ip daddr {range} fib daddr oif missing reject with icmp {answer}\n}}\n}}\n"
+         ip daddr {range} fib daddr type != local fib daddr oif missing reject with icmp {answer}\n}}\n}}\n"
     )
 }
 
