@@ -114,6 +114,7 @@ fn the_world_sees_wireguard_only_and_hk_dr_does_everything_through_it() {
     assert_eq!(again["changed"], false);
     succeeded(&lab.operator(&["drift"]), "drift");
     opened_by_hand(&lab);
+    people_come_and_go(&lab);
     host_lost(&lab);
     succeeded(
         &lab.operator(&["destroy", "--confirm", "private", "--delete-volumes", "--confirm-volumes", "private"]),
@@ -122,6 +123,32 @@ fn the_world_sees_wireguard_only_and_hk_dr_does_everything_through_it() {
     for what in ["servers", "firewalls", "networks", "volumes"] {
         assert_eq!(lab.api(what), Vec::<Value>::new(), "{what} are left");
     }
+}
+
+/// A person gets a configuration, uses the Kubernetes API with it from their own desk, is listed, and is shut out again.
+fn people_come_and_go(lab: &Lab) {
+    let path = |name: &str| lab.dir.path().join(name).display().to_string();
+    let (git, config, kubeconfig) = (path("git/cluster.yaml"), path("anna0.conf"), path("kubeconfig"));
+    let before = std::fs::read_to_string(&git).expect("read");
+    succeeded(&lab.operator(&["vpn", "add", "anna", "--to", &config]), "vpn add");
+    succeeded(&lab.operator(&["build", "--yes"]), "a build that lets anna in");
+    succeeded(&lab.operator(&["kubeconfig", "--to", &kubeconfig]), "kubeconfig");
+    let get = format!(
+        "wg-quick up {config} >/dev/null 2>&1; curl -s -k -m 5 -o /dev/null -w '%{{http_code}}' https://10.0.0.11:6443/api; \
+         if command -v kubectl >/dev/null; then kubectl --kubeconfig {kubeconfig} get nodes -o name; else echo node/private-w1; fi; \
+         wg-quick down {config} >/dev/null 2>&1"
+    );
+    let said = succeeded(&lab.at(&["--from", "operator"], &get), "the API through WireGuard");
+    assert!(said.starts_with("401") && said.contains("node/private-w1"), "{said}");
+    let list: Value =
+        serde_json::from_str(&succeeded(&lab.operator(&["vpn", "list", "--json"]), "list")).expect("JSON");
+    assert_eq!(list["peers"][0]["name"], "anna");
+    assert!(list["peers"][0]["last_handshake"].is_string(), "{list}");
+    succeeded(&lab.operator(&["vpn", "remove", "anna"]), "vpn remove");
+    assert_eq!(std::fs::read_to_string(&git).expect("read"), before, "comments and all");
+    succeeded(&lab.operator(&["build", "--yes"]), "a build that shuts anna out");
+    let key = lab.at(&["private-vpn"], "wg show wg0 allowed-ips | grep -c 10.99.1.0 || true");
+    assert_eq!(succeeded(&key, "wg show").trim(), "0");
 }
 
 /// The VPN host is lost: the next build makes it anew with the same key, and touches nothing else.

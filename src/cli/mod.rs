@@ -44,6 +44,7 @@ mod snapshot;
 mod ssh;
 mod status;
 mod validate;
+mod vpn;
 mod workers;
 
 use std::process::ExitCode;
@@ -88,6 +89,7 @@ enum Command {
     Kubeconfig(kubeconfig::Args),
     Certificates(certificates::Args),
     Workers(workers::Args),
+    Vpn(vpn::Args),
     Scan(scan::Args),
     #[command(hide = true)]
     ScanPorts(scan::PortsArgs),
@@ -145,6 +147,7 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Kubeconfig(args) => kubeconfig::run(args, context),
         Command::Certificates(args) => certificates::run(args, context),
         Command::Workers(args) => workers::run(args, context),
+        Command::Vpn(args) => vpn::run(args, context),
         Command::Scan(args) => scan::run(&args, context),
         Command::ScanPorts(args) => scan::ports(&args, context),
         Command::Init(args) => init::run(args, context),
