@@ -136,7 +136,6 @@ impl MemoryWorld {
         self.lock().pods.insert(name.to_owned(), (node.to_owned(), held));
     }
 
-    /// Names of pods and their Nodes.
     pub fn pods(&self) -> BTreeMap<String, String> {
         self.lock().pods.iter().map(|(name, (node, _))| (name.clone(), node.clone())).collect()
     }
@@ -151,7 +150,6 @@ impl MemoryWorld {
         self.lock().away_most = 0;
     }
 
-    /// See [`Self::count_away`].
     pub fn away_most(&self) -> usize {
         self.lock().away_most
     }
@@ -188,7 +186,6 @@ impl MemoryWorld {
         machines
     }
 
-    /// etcd's membership.
     pub fn members(&self) -> Members {
         self.lock().members.clone()
     }
@@ -198,17 +195,14 @@ impl MemoryWorld {
         self.lock().added.push(snapshot_info());
     }
 
-    /// Snapshots that were taken.
     pub fn taken(&self) -> Vec<String> {
         self.lock().taken.clone()
     }
 
-    /// Objects that were written and not deleted.
     pub fn objects(&self) -> Vec<String> {
         self.lock().objects.keys().cloned().collect()
     }
 
-    /// Names of registered Nodes.
     pub fn nodes(&self) -> BTreeSet<String> {
         self.lock().nodes.clone()
     }
@@ -290,7 +284,6 @@ impl MemoryWorld {
         state.members.insert(id, (name, url));
     }
 
-    /// Name and peer URL of the member on a server.
     fn member(&self, server: &str) -> Option<(String, String)> {
         let master = self.cluster.masters.iter().find(|m| format!("{}-{}", self.cluster.name, m.name) == server)?;
         Some((master.name.clone(), format!("https://{}:2380", master.address)))
