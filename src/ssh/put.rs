@@ -43,9 +43,10 @@ impl Request {
         }
         builder.finish().map_err(|e| PortError::new(ErrorCode::Invalid, format!("could not pack files: {e}")))?;
         drop(builder);
-        // tar opens each file with no more than its final mode and makes missing directories by the umask.
+        // tar opens each file with no more than its final mode and makes missing directories by the umask. `-m`: the file is
+        // of now, by the machine's clock. systemd sees by a newer time that a unit changed, and keeps the old one otherwise.
         let script = format!(
-            "umask 022\ntrap 'rm -f --{temporary_in_quotes}' EXIT\nset -e\ntar -x -f - -C / --no-same-owner -p\nsync --{temporary}\n\
+            "umask 022\ntrap 'rm -f --{temporary_in_quotes}' EXIT\nset -e\ntar -x -m -f - -C / --no-same-owner -p\nsync --{temporary}\n\
              {renames}sync --{directories}\n",
             temporary_in_quotes = temporary.replace('\'', "'\\''"),
         );
@@ -118,6 +119,31 @@ mod tests {
         for path in ["etc/x", "/etc/", "", "/etc/../x", "/etc//x", "/a\nb", "/./x"] {
             assert_eq!(split(path).unwrap_err().code, ErrorCode::Invalid, "{path:?}");
         }
+    }
+
+    /// What systemd goes by when it is asked whether a unit's file is another one than it has read.
+    #[test]
+    fn a_file_that_took_the_place_of_another_is_newer() {
+        use std::io::Write as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("var-lib-etcd.mount");
+        std::fs::write(&path, "What=old").unwrap();
+        let hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(hour_ago).unwrap();
+        let content = Zeroizing::new(b"What=new".to_vec());
+        let request = Request::new(&[RemoteFile { path: path.display().to_string(), mode: 0o644, content }]).unwrap();
+        let mut shell = std::process::Command::new("sh")
+            .args(["-c", &request.command()])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = shell.stdin.take().unwrap();
+        input.write_all(request.script.as_bytes()).unwrap();
+        input.write_all(&request.archive).unwrap();
+        drop(input);
+        assert!(shell.wait().unwrap().success());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "What=new");
+        assert!(std::fs::metadata(&path).unwrap().modified().unwrap() > hour_ago);
     }
 
     #[test]

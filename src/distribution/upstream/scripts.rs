@@ -102,8 +102,12 @@ pub fn format_and_mount_script(device: &str) -> String {
          elif [ \"$type\" != ext4 ]; then\n\
          echo \"$device holds $type, not ext4; nothing was changed\" >&2; exit {REFUSED}\n\
          fi\n\
-         {reload}\n\
+         # A unit that names another volume is read anew even where the clock went back since, which NeedDaemonReload misses.\n\
+         what=$(systemctl show -p What --value var-lib-etcd.mount)\n\
+         if [ \"$(readlink -f \"$what\")\" != \"$(readlink -f \"$device\")\" ]; then systemctl daemon-reload; else {reload}; fi\n\
          systemctl --no-reload enable -q var-lib-etcd.mount\n\
+         # Attempts that failed before must not count: systemd refuses the sixth start in ten seconds, whatever was mended.\n\
+         systemctl reset-failed var-lib-etcd.mount 2>/dev/null || true\n\
          systemctl start var-lib-etcd.mount\n\
          mounted=$(findmnt -n -o SOURCE {ETCD_MOUNT})\n\
          [ \"$(readlink -f \"$mounted\")\" = \"$(readlink -f \"$device\")\" ] || {{ echo \"{ETCD_MOUNT} is $mounted, not $device; nothing was changed\" >&2; exit {REFUSED}; }}\n\
