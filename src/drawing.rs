@@ -8,7 +8,7 @@ use crate::observe::{Depth, observe};
 use crate::plan::{
     AbortChoice, Basis, DestroyChoice, Drift, Inventory, LINEAGE_LABEL, Plan, PlanError, RebuildChoice, RunbookChoice,
     WorkersChoice, drift, plan_abort, plan_build, plan_build_with, plan_certificates, plan_destroy, plan_rebuild,
-    plan_runbook,
+    plan_runbook, plan_ssh_rotation,
 };
 use crate::ports::{ErrorCode, PortError, PortResult};
 use crate::steps::World;
@@ -22,6 +22,10 @@ pub enum Wanted {
     /// Renew certificates: those that end soon, or all.
     Certificates {
         all: bool,
+    },
+    /// Put another SSH key (the world's own) in the place of this one.
+    SshRotation {
+        before: String,
     },
     Rebuild(RebuildChoice),
     Runbook(RunbookChoice),
@@ -77,7 +81,12 @@ pub async fn draw_plan(
         // A build or a runbook continues the life that its servers are of.
         (
             None,
-            Wanted::Build | Wanted::Workers(_) | Wanted::Certificates { .. } | Wanted::Runbook(_) | Wanted::Abort(_),
+            Wanted::Build
+            | Wanted::Workers(_)
+            | Wanted::Certificates { .. }
+            | Wanted::SshRotation { .. }
+            | Wanted::Runbook(_)
+            | Wanted::Abort(_),
         ) => existing.unwrap_or_else(|| plan_id.to_owned()),
         (None, Wanted::Rebuild(_) | Wanted::Destroy(_)) => plan_id.to_owned(),
     };
@@ -97,6 +106,7 @@ pub async fn draw_plan(
         Wanted::Build => plan_build(&basis)?,
         Wanted::Workers(choice) => plan_build_with(&basis, choice)?,
         Wanted::Certificates { all } => plan_certificates(&basis, *all)?,
+        Wanted::SshRotation { before } => plan_ssh_rotation(&basis, before, ssh_public_key)?,
         Wanted::Rebuild(choice) => plan_rebuild(&basis, choice)?,
         Wanted::Runbook(choice) => plan_runbook(&basis, choice)?,
         Wanted::Abort(choice) => plan_abort(&basis, choice)?,

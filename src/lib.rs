@@ -34,4 +34,5 @@ pub mod secrets;
 pub mod sign;
 pub mod ssh;
 pub mod steps;
+pub mod terraform;
 pub mod vpn;

@@ -34,6 +34,16 @@ impl ShellMachines {
     }
 }
 
+/// Algorithm and key, which become a part of a script: nothing else may be in them.
+fn key_words(public_key: &str) -> PortResult<String> {
+    let words: Vec<&str> = public_key.split_whitespace().take(2).collect();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "+/=-@.".contains(c);
+    if words.len() == 2 && words.iter().all(|w| w.chars().all(plain)) {
+        return Ok(words.join(" "));
+    }
+    Err(PortError::new(ErrorCode::Invalid, "this is no SSH public key in OpenSSH's form"))
+}
+
 /// One line of what [`upstream::certificates_script`] printed.
 fn certificate(host: &Host, line: &str) -> PortResult<CertificateFound> {
     let strange = || {
@@ -175,6 +185,20 @@ impl Machines for ShellMachines {
     async fn unmount_etcd_volume(&self, host: &Host) -> PortResult<()> {
         let script = upstream::unmount_script();
         self.run(host, "unmounting etcd's volume", &script, QUICK).await.map(|_| ())
+    }
+
+    async fn authorize(&self, host: &Host, public_key: &str) -> PortResult<()> {
+        let script = upstream::authorize_script(&key_words(public_key)?);
+        self.run(host, "adding an SSH key", &script, QUICK).await.map(|_| ())
+    }
+
+    async fn revoke(&self, host: &Host, public_key: &str, kept: &str) -> PortResult<()> {
+        let script = upstream::revoke_script(&key_words(public_key)?, &key_words(kept)?);
+        self.run(host, "removing an SSH key", &script, QUICK).await.map(|_| ())
+    }
+
+    async fn accepts(&self, host: &Host, public_key: &str) -> PortResult<bool> {
+        self.shell.accepts(host, public_key).await
     }
 
     fn forget(&self, host: &Host) {

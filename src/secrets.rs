@@ -13,6 +13,8 @@ use crate::backup::{Identities, Recipients};
 use crate::ports::{ErrorCode, PortError, PortResult};
 use crate::sign::SigningKey;
 
+pub mod rotation;
+
 /// The file's name in the Git directory.
 pub const SECRETS_FILE: &str = "secrets.yaml.age";
 /// Largest file that is read, in bytes; a real one has two thousand.
@@ -40,6 +42,8 @@ pub struct Secrets {
     values: Overrides,
     ssh_private_key: Option<SecretString>,
     signing_key: Option<SecretString>,
+    /// The key that servers knew before, until its rotation has ended.
+    ssh_previous_private_key: Option<SecretString>,
     /// Why the file could not add anything.
     absent: Option<PortError>,
     /// What a person should know and nothing depends on.
@@ -70,6 +74,8 @@ struct Plain {
     ssh_private_key: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     signing_key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ssh_previous_private_key: Option<String>,
 }
 
 impl Drop for Plain {
@@ -80,6 +86,7 @@ impl Drop for Plain {
             &mut self.s3_secret_key,
             &mut self.ssh_private_key,
             &mut self.signing_key,
+            &mut self.ssh_previous_private_key,
         ] {
             value.zeroize();
         }
@@ -94,8 +101,14 @@ impl Secrets {
     /// or the identity file has not the right form. A missing file or identity is no error yet: see [`Self::cloud_token`].
     pub fn load(dir: &Path, identity: Option<&Path>, overrides: Overrides) -> PortResult<Self> {
         let path = dir.join(SECRETS_FILE);
-        let mut secrets =
-            Self { values: overrides, ssh_private_key: None, signing_key: None, absent: None, warnings: Vec::new() };
+        let mut secrets = Self {
+            values: overrides,
+            ssh_private_key: None,
+            ssh_previous_private_key: None,
+            signing_key: None,
+            absent: None,
+            warnings: Vec::new(),
+        };
         let sealed = match read(&path) {
             Ok(sealed) => sealed,
             Err(error) if error.code == ErrorCode::NotFound => {
@@ -128,6 +141,7 @@ impl Secrets {
         values.s3_secret_key = values.s3_secret_key.take().or_else(|| secret(&plain.s3_secret_key));
         values.s3_endpoint = values.s3_endpoint.take().or_else(|| plain.s3_endpoint.clone());
         self.ssh_private_key = secret(&plain.ssh_private_key);
+        self.ssh_previous_private_key = secret(&plain.ssh_previous_private_key);
         self.signing_key = secret(&plain.signing_key);
     }
 
@@ -183,6 +197,19 @@ impl Secrets {
         self.wanted(self.ssh_private_key.as_ref(), "the cluster's SSH key", "sshPrivateKey", None)
     }
 
+    /// The key whose place that one takes, while a rotation is under way.
+    pub fn ssh_previous_private_key(&self) -> Option<&SecretString> {
+        self.ssh_previous_private_key.as_ref()
+    }
+
+    /// All keys that a server may accept, the newest first.
+    ///
+    /// # Errors
+    /// As [`Self::ssh_private_key`].
+    pub fn ssh_private_keys(&self) -> PortResult<Vec<&SecretString>> {
+        Ok([self.ssh_private_key()?].into_iter().chain(self.ssh_previous_private_key()).collect())
+    }
+
     fn wanted<'a>(
         &self,
         value: Option<&'a SecretString>,
@@ -217,6 +244,7 @@ pub fn seal(values: &Overrides, ssh_private_key: &SecretString, recipients: &Rec
         s3_endpoint: values.s3_endpoint.clone(),
         ssh_private_key: Some(ssh_private_key.expose_secret().to_owned()),
         signing_key: None,
+        ssh_previous_private_key: None,
     };
     seal_plain(&plain, recipients)
 }
@@ -266,7 +294,7 @@ fn open(sealed: &[u8], path: &Path, identities: &Identities) -> PortResult<Plain
     serde_saphyr::from_str(&text).map_err(|e| {
         let line = e.location().map_or(String::new(), |at| format!(" (line {})", at.line()));
         PortError::new(ErrorCode::Invalid, format!("the content of {} has not the right form{line}", path.display()))
-            .hint("its fields: hcloudToken, hcloudEndpoint, s3AccessKey, s3SecretKey, s3Endpoint, sshPrivateKey, signingKey")
+            .hint("its fields: hcloudToken, hcloudEndpoint, s3AccessKey, s3SecretKey, s3Endpoint, sshPrivateKey, sshPreviousPrivateKey, signingKey")
     })
 }
 

@@ -32,6 +32,9 @@ pub struct Machine {
     pub installed: BTreeMap<String, String>,
     /// Versions that run, by program: those installed when their service started.
     pub running: BTreeMap<String, String>,
+    /// SSH keys beside the one it was made with, and whether that one is gone.
+    pub authorized: BTreeSet<String>,
+    pub first_key_revoked: bool,
     /// How many days its certificates hold.
     pub certificate_days: u32,
     pub configured: bool,
@@ -85,6 +88,9 @@ pub struct MemoryWorld {
     recovery: RecoverySet,
     state: Arc<Mutex<State>>,
 }
+
+/// The key that servers are made with.
+pub const FIRST_KEY: &str = "ssh-ed25519 AAAA";
 
 /// A clock that stands still: nothing that is decided may depend on it.
 struct Noon;
@@ -414,6 +420,34 @@ impl Machines for MemoryWorld {
             (m.mounted, m.data) = (None, None);
             Ok(())
         })
+        .await
+    }
+
+    async fn authorize(&self, host: &Host, public_key: &str) -> PortResult<()> {
+        self.change(host, |m| {
+            m.authorized.insert(public_key.to_owned());
+            Ok(())
+        })
+        .await
+    }
+
+    async fn revoke(&self, host: &Host, public_key: &str, kept: &str) -> PortResult<()> {
+        self.change(host, |m| {
+            if !m.authorized.contains(kept) {
+                return Err(PortError::new(ErrorCode::Invalid, "nobody could log in any more"));
+            }
+            m.first_key_revoked |= public_key == FIRST_KEY;
+            m.authorized.remove(public_key);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn accepts(&self, host: &Host, public_key: &str) -> PortResult<bool> {
+        self.change(
+            host,
+            |m| Ok(m.authorized.contains(public_key) || (public_key == FIRST_KEY && !m.first_key_revoked)),
+        )
         .await
     }
 

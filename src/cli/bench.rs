@@ -1,6 +1,7 @@
 mod drills;
 mod history;
 mod lab;
+mod replace;
 mod snapshot;
 
 use std::path::{Path, PathBuf};
@@ -54,7 +55,7 @@ struct Figure {
 
 /// All benches, in the order they run.
 fn benches() -> Vec<Bench> {
-    vec![DEMO, snapshot::SNAPSHOT, lab::LAB, history::HISTORY, drills::DRILLS]
+    vec![DEMO, snapshot::SNAPSHOT, lab::LAB, history::HISTORY, drills::DRILLS, replace::REPLACE]
 }
 
 const DEMO: Bench = Bench {

@@ -120,7 +120,7 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
             Slots::new(context.state_dir().join("vpn")),
         )),
     };
-    let shell = SshShell::through(secrets.ssh_private_key()?, SSH_PORT, Arc::clone(&reach))?;
+    let shell = SshShell::through(&secrets.ssh_private_keys()?, SSH_PORT, Arc::clone(&reach))?;
     let source = Source {
         cluster: cluster.name.clone(),
         declaration: declared.text.clone(),

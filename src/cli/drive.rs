@@ -124,6 +124,7 @@ fn purpose(wanted: &Wanted) -> String {
         Wanted::Abort(choice) => format!("abort {}", choice.plan.id),
         Wanted::Certificates { .. } => "certificates renew".into(),
         Wanted::Workers(_) => "workers".into(),
+        Wanted::SshRotation { .. } => "keys rotate ssh".into(),
     }
 }
 
@@ -159,6 +160,8 @@ pub async fn resume(
         Purpose::Build => Wanted::Build,
         // Whatever is planned anew asks again for what is still to be renewed.
         Purpose::Certificates => Wanted::Certificates { all: false },
+        // It creates no server: it is never planned anew.
+        Purpose::SshRotation => Wanted::SshRotation { before: String::new() },
         // The snapshot that was chosen then, whatever has been taken since.
         Purpose::Rebuild => Wanted::Rebuild(RebuildChoice { snapshot: plan.snapshot.clone(), even_if_alive: true }),
         // What was agreed to stands in the plan's steps; nothing of it is ever planned anew.
@@ -192,7 +195,12 @@ async fn follow(
     let mut course = Course::default();
     let mut all_made = Vec::new();
     for _ in 0..PLANS_MAX {
-        let Err(failed) = measure(context, connected, held, &plan, &dir, manner).await? else { return Ok(plan.id) };
+        let Err(failed) = measure(context, connected, held, &plan, &dir, manner).await? else {
+            if plan.purpose == Purpose::SshRotation {
+                super::keys::rotation_ended(context, connected)?;
+            }
+            return Ok(plan.id);
+        };
         if unwinds(&plan, &failed) {
             return Err(super::abort::unwind(context, connected, held, &plan, &dir, failed).await);
         }
@@ -352,7 +360,7 @@ pub(super) fn confirm(context: &Context, plan: &Plan, manner: &Manner) -> Result
     let question = match plan.purpose {
         Purpose::Build => "Go on?",
         Purpose::Rebuild => "This deletes what is left of the cluster's servers and restores a snapshot. Go on?",
-        Purpose::Certificates | Purpose::Runbook | Purpose::Destroy | Purpose::Abort => "Go on?",
+        Purpose::Certificates | Purpose::SshRotation | Purpose::Runbook | Purpose::Destroy | Purpose::Abort => "Go on?",
     };
     eprint!("{question} [y/N] ");
     let _ = std::io::stderr().flush();

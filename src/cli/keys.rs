@@ -1,3 +1,4 @@
+mod rotate;
 mod signing;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,8 @@ use super::{CliError, Context, ExitKind};
 use crate::backup::Recipients;
 use crate::secrets::{Overrides, SECRETS_FILE, seal, write_file};
 use crate::ssh;
+
+pub(super) use rotate::ended as rotation_ended;
 
 const RECIPIENTS_FILE: &str = "recipients.txt";
 pub(super) const SSH_PUBLIC_FILE: &str = "ssh.pub";
@@ -50,6 +53,12 @@ enum Command {
     Show,
     /// The key that signs backups and evidence, so that nobody who only writes to the bucket can forge them.
     Signing(signing::Args),
+    /// Puts a new key in the place of the one in use.
+    ///
+    /// ssh: a new pair is made and let in to every server, tried, registered in the cloud; then the old one is taken off every
+    /// server and tried once more: it must be refused. Both are in secrets.yaml.age until that is proven. Commit the Git
+    /// directory afterwards.
+    Rotate(rotate::Args),
 }
 
 /// Runs the command.
@@ -66,6 +75,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
         }
         Command::Show => show(dir, context),
         Command::Signing(args) => signing::run(args, context),
+        Command::Rotate(args) => rotate::run(&args, context),
     }
 }
 

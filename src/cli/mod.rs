@@ -43,6 +43,7 @@ mod schema;
 mod snapshot;
 mod ssh;
 mod status;
+mod terraform;
 mod validate;
 mod vpn;
 mod workers;
@@ -88,6 +89,7 @@ enum Command {
     Ssh(ssh::Args),
     Kubeconfig(kubeconfig::Args),
     Certificates(certificates::Args),
+    Terraform(terraform::Args),
     Workers(workers::Args),
     Vpn(vpn::Args),
     Scan(scan::Args),
@@ -146,6 +148,7 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Ssh(args) => ssh::run(args, context),
         Command::Kubeconfig(args) => kubeconfig::run(args, context),
         Command::Certificates(args) => certificates::run(args, context),
+        Command::Terraform(args) => terraform::run(args, context),
         Command::Workers(args) => workers::run(args, context),
         Command::Vpn(args) => vpn::run(args, context),
         Command::Scan(args) => scan::run(&args, context),

@@ -25,6 +25,7 @@ pub fn run(_: Args, context: &Context) -> Result<(), CliError> {
             Purpose::Build => "build",
             Purpose::Rebuild => "rebuild",
             Purpose::Certificates => "certificates",
+            Purpose::SshRotation => "ssh key",
             Purpose::Destroy => "destroy",
             Purpose::Abort => "abort",
             Purpose::Runbook => plan.runbook.as_ref().map_or("runbook", |r| r.runbook.name.as_str()),

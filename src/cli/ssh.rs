@@ -30,7 +30,7 @@ pub struct Args {
 pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let connected = super::connect::connect(context)?;
     let secrets = super::credentials::load_secrets(context)?;
-    let key = secrets.ssh_private_key()?;
+    let keys = secrets.ssh_private_keys()?;
     let world = &connected.world;
     let host = context.block_on(async {
         let names = [args.server.clone(), server_name(&world.cluster, &args.server)];
@@ -51,7 +51,9 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let dir = tempfile::Builder::new().prefix("hk-dr-ssh-").tempdir().map_err(|e| failed("make a directory", &e))?;
     let socket = dir.path().join("agent");
     let mut agent = Agent::start(&socket)?;
-    add_key(&socket, key.expose_secret())?;
+    for key in keys {
+        add_key(&socket, key.expose_secret())?;
+    }
     let command = args.command.clone();
     let status = context.block_on(async {
         let to = SocketAddr::from((host.address, SSH_PORT));

@@ -99,7 +99,7 @@ impl Comparison<'_> {
                         "SSH key",
                         "the one in ssh.pub",
                         "another one",
-                        "delete it in the cloud, then hk-dr build",
+                        "hk-dr resume, if a rotation was interrupted; otherwise delete it in the cloud, then hk-dr build",
                     );
                 }
             }

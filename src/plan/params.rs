@@ -145,6 +145,10 @@ params! {
     "member.remove" v 1 => MemberRemove { id: u64, name: String, through: BTreeMap<String, String> }
     /// Adds a member to etcd's membership, through the others.
     "member.add" v 1 => MemberAdd { name: String, peer_url: String, through: BTreeMap<String, String> }
+    /// Lets a second SSH key log in to a server, and tries it.
+    "ssh_key.authorize" v 1 => SshKeyAuthorize { server: String, public_key: String }
+    /// Takes an SSH key off a server, and proves that it is refused.
+    "ssh_key.revoke" v 1 => SshKeyRevoke { server: String, public_key: String, kept: String }
     /// Stops controller manager and scheduler.
     "controllers.stop" v 1 => ControllersStop { server: String }
     /// Stops a worker's kubelet and proxy; its pods go on.

@@ -15,6 +15,8 @@ pub enum Reversal {
 pub fn reversal(kind: &str) -> Reversal {
     match kind {
         "control_plane.stop" => Reversal::By("start the API server, controller manager and scheduler"),
+        "ssh_key.authorize" => Reversal::By("take the new key off the server"),
+        "ssh_key.revoke" => Reversal::By("add the old key to the server again, while it is kept"),
         "controllers.stop" => Reversal::By("start controller manager and scheduler"),
         "worker.stop" => Reversal::By("start kubelet and proxy"),
         "node.drain" => Reversal::By("let pods be scheduled there again: kubectl uncordon"),

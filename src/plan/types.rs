@@ -14,6 +14,8 @@ pub enum Purpose {
     Runbook,
     /// Renew certificates.
     Certificates,
+    /// Put another SSH key in the place of the one servers know.
+    SshRotation,
     /// Delete what is the cluster's.
     Destroy,
     /// Undo what a run did that is given up.

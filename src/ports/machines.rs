@@ -102,6 +102,12 @@ pub trait Machines: Send + Sync {
     async fn stop(&self, host: &Host, services: &[Service]) -> PortResult<()>;
     /// Unmounts etcd's volume and keeps it unmounted over a reboot.
     async fn unmount_etcd_volume(&self, host: &Host) -> PortResult<()>;
+    /// Lets whoever holds this SSH key log in.
+    async fn authorize(&self, host: &Host, public_key: &str) -> PortResult<()>;
+    /// Lets whoever holds this SSH key log in no more. Refuses (`Invalid`) where `kept` is not accepted: nobody would be.
+    async fn revoke(&self, host: &Host, public_key: &str, kept: &str) -> PortResult<()>;
+    /// Whether a new login with exactly this SSH key is accepted.
+    async fn accepts(&self, host: &Host, public_key: &str) -> PortResult<bool>;
     /// Lets go of connections to a machine whose power was cut.
     fn forget(&self, host: &Host);
 }

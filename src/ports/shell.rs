@@ -48,6 +48,8 @@ pub trait Shell: Send + Sync {
     async fn put_files(&self, host: &Host, files: &[RemoteFile]) -> PortResult<()>;
     /// Feeds a stream to the standard input of a command.
     async fn feed(&self, host: &Host, command: &str, input: ByteStream, deadline: Duration) -> PortResult<Output>;
+    /// Whether a new login with exactly this key, of those at hand, is accepted.
+    async fn accepts(&self, host: &Host, public_key: &str) -> PortResult<bool>;
     /// Lets go of kept connections to this machine.
     fn forget(&self, _: &Host) {}
     /// A local address whose connections come out at `remote` as seen from the host. Lives as long as the value.

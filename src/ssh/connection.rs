@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use russh::client::{self, AuthResult, Handle};
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
-use russh::{Channel, ChannelOpenFailure, Preferred, cipher};
+use russh::{Channel, ChannelOpenFailure, MethodSet, Preferred, cipher};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -28,7 +28,8 @@ pub(super) struct Connection {
 
 /// Where to connect and as whom.
 pub(super) struct Login {
-    pub(super) key: Arc<PrivateKey>,
+    /// Tried in this order: there are two while one takes the other's place.
+    pub(super) keys: Vec<Arc<PrivateKey>>,
     pub(super) port: u16,
     pub(super) reach: Arc<dyn Reach>,
 }
@@ -43,8 +44,14 @@ impl Connection {
         let pinned = Pinned { expected: host.host_key_sha256.clone(), seen: Arc::clone(&seen) };
         let handshake = async {
             let mut handle = client::connect_stream(config(), socket, pinned).await?;
-            let key = PrivateKeyWithHashAlg::new(Arc::clone(&login.key), None);
-            let auth = handle.authenticate_publickey("root", key).await?;
+            let mut auth = AuthResult::Failure { remaining_methods: MethodSet::empty(), partial_success: false };
+            for key in &login.keys {
+                let key = PrivateKeyWithHashAlg::new(Arc::clone(key), None);
+                auth = handle.authenticate_publickey("root", key).await?;
+                if auth.success() {
+                    break;
+                }
+            }
             Ok::<_, russh::Error>((handle, auth))
         };
         let (handle, auth) = match timeout(HANDSHAKE_TIMEOUT, handshake).await {

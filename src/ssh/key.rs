@@ -39,6 +39,12 @@ pub fn fingerprint(public_key: &str) -> PortResult<String> {
     Ok(of_key(&key))
 }
 
+/// The public part of a private key, in OpenSSH's form without comment.
+pub fn public_key(private: &SecretString) -> PortResult<String> {
+    let public = private_key(private)?.public_key().to_openssh().map_err(|e| invalid("write an SSH key", &e))?;
+    Ok(public.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
+}
+
 pub(super) fn of_key(key: &PublicKey) -> String {
     let shown = key.fingerprint(HashAlg::Sha256).to_string();
     shown.strip_prefix("SHA256:").unwrap_or(&shown).to_owned()

@@ -20,5 +20,5 @@ mod tests;
 
 pub use dial::SshDialer;
 pub use direct::Direct;
-pub use key::{KeyPair, fingerprint, keypair};
+pub use key::{KeyPair, fingerprint, keypair, public_key};
 pub use shell::SshShell;

@@ -46,13 +46,14 @@ impl SshShell {
 
     /// Like [`SshShell::new`], for an sshd on another port.
     pub fn with_port(private_key: &SecretString, port: u16) -> PortResult<Self> {
-        Self::through(private_key, port, Arc::new(Direct))
+        Self::through(&[private_key], port, Arc::new(Direct))
     }
 
-    /// Like [`SshShell::with_port`], by another way than the network as it is.
-    pub fn through(private_key: &SecretString, port: u16, reach: Arc<dyn Reach>) -> PortResult<Self> {
-        let key = Arc::new(key::private_key(private_key)?);
-        Ok(Self { login: Arc::new(Login { key, port, reach }), pool: Arc::default() })
+    /// Like [`SshShell::with_port`], by another way than the network as it is, and with several keys, of which a machine may
+    /// accept any.
+    pub fn through(private_keys: &[&SecretString], port: u16, reach: Arc<dyn Reach>) -> PortResult<Self> {
+        let keys = private_keys.iter().map(|k| Ok(Arc::new(key::private_key(k)?))).collect::<PortResult<_>>()?;
+        Ok(Self { login: Arc::new(Login { keys, port, reach }), pool: Arc::default() })
     }
 
     /// Returns once the machine shows its pinned host key and accepts the login. Until then everything that a booting
@@ -215,6 +216,20 @@ impl Shell for SshShell {
         // The connection must live until the command has ended.
         let (_connection, session) = within(host, deadline, open).await?;
         execute(session, host, command, data, deadline.saturating_sub(start.elapsed())).await
+    }
+
+    async fn accepts(&self, host: &Host, public_key: &str) -> PortResult<bool> {
+        let wanted = key::fingerprint(public_key)?;
+        let key = self.login.keys.iter().find(|k| key::of_key(k.public_key()) == wanted).ok_or_else(|| {
+            let message = format!("the private part of the SSH key SHA256:{wanted} is not at hand");
+            PortError::new(ErrorCode::Invalid, message).hint("it is in secrets.yaml.age until its rotation has ended")
+        })?;
+        let login = Login { keys: vec![Arc::clone(key)], port: self.login.port, reach: Arc::clone(&self.login.reach) };
+        match Connection::open(&login, host, TCP_TIMEOUT).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.code == ErrorCode::Unauthorized => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn forget(&self, host: &Host) {

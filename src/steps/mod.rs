@@ -44,6 +44,7 @@ mod servers;
 mod services_stop;
 mod snapshot_take;
 mod ssh_key_create;
+mod ssh_key_rotate;
 mod volume_move;
 mod volume_provide;
 mod volume_retire;
@@ -179,6 +180,8 @@ impl Registry {
         registry.add(member_change::MemberRemoveStep);
         registry.add(member_change::MemberAddStep);
         registry.add(node_fresh::NodeFreshStep);
+        registry.add(ssh_key_rotate::SshKeyAuthorizeStep);
+        registry.add(ssh_key_rotate::SshKeyRevokeStep);
         registry.add(services_stop::ControllersStopStep);
         registry.add(services_stop::WorkerStopStep);
         registry.add(machine_healthy::MachineHealthyStep);

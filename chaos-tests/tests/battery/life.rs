@@ -1,6 +1,7 @@
 //! What changes in the life of a cluster that serves: certificates, versions, workers. Each is done machine by machine, and
 //! each is stopped after every journal event.
 
+use chaos_tests::memory::FIRST_KEY;
 use hk_dr::plan::WorkersChoice;
 use hk_dr::ports::Labels;
 
@@ -33,6 +34,11 @@ fn one_after_the_other(plan: &Plan, first_kind: &str, machines: &[&str]) {
 
 /// Stopped after every event and resumed, it ends as it does undisturbed.
 async fn survives(then: &Cluster, now: &Cluster, wanted: &Wanted, prepare: impl Fn(&MemoryWorld)) {
+    let draw = async |world: &MemoryWorld, wanted: &Wanted| {
+        // A rotation is to the key that is at hand now.
+        let key = if matches!(wanted, Wanted::SshRotation { .. }) { SECOND_KEY } else { FIRST_KEY };
+        draw_plan(&world.world(), key, wanted, &Course::default(), "p1").await.expect("a plan")
+    };
     let alone = built(then, now).await;
     prepare(&alone);
     let plan = draw(&alone, wanted).await;
@@ -82,6 +88,33 @@ async fn a_build_mends_it(then: &Cluster, now: &Cluster) {
         }
     });
     futures::future::join_all(deaths).await;
+}
+
+const SECOND_KEY: &str = "ssh-ed25519 BBBB";
+
+#[tokio::test]
+async fn an_ssh_key_is_taken_away_only_when_the_new_one_works_everywhere() {
+    let world = built(&cluster(), &cluster()).await;
+    let wanted = Wanted::SshRotation { before: FIRST_KEY.into() };
+    let draw = || async { draw_plan(&world.world(), SECOND_KEY, &wanted, &Course::default(), "p1").await };
+    let plan = draw().await.expect("a plan");
+    let last_in = plan.steps.iter().rposition(|s| s.kind == "ssh_key.authorize").expect("keys are added");
+    let first_out = plan.steps.iter().position(|s| s.kind == "ssh_key.revoke").expect("keys are removed");
+    assert!(last_in < first_out);
+    for server in ["demo-m1", "demo-m2", "demo-m3", "demo-w1"] {
+        assert!(plan.steps[first_out].needs.contains(&format!("authorize/{server}")), "{:?}", plan.steps[first_out]);
+    }
+    process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
+    let machines = world.machines().await;
+    assert!(machines.values().all(|m| m.first_key_revoked && m.authorized.contains(SECOND_KEY)), "{machines:?}");
+    let key = world.cloud.ssh_key_by_name("demo").await.expect("asked").expect("registered");
+    assert_eq!(key.public_key, SECOND_KEY);
+
+    // One that is away would keep the old key.
+    let servers = world.cloud.servers("").await.expect("listed");
+    world.cloud.power_off(servers[0].id).await.expect("off");
+    assert!(draw().await.expect_err("no plan").to_string().contains("would keep the old key"));
+    survives(&cluster(), &cluster(), &wanted, |_| ()).await;
 }
 
 fn short_lived() -> Cluster {

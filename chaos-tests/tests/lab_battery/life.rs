@@ -111,6 +111,32 @@ fn builds(lab: &Lab, args: &[&str]) {
 pub fn live(lab: &Lab) {
     certificates(lab);
     workers(lab);
+    ssh_key(lab);
+}
+
+/// sshd itself says which key it takes.
+fn ssh_key(lab: &Lab) {
+    let public = || std::fs::read_to_string(lab.path("git/ssh.pub")).expect("readable");
+    let old = public();
+    let attempt = |event: usize| lab.operator(&["keys", "rotate", "ssh", "--yes"], Some(event));
+    // It dies before the first server has forgotten the old key: both are at hand, and everything works.
+    println!("killed in the middle of a rotation: {}", attempt(9).status);
+    assert_ne!(public(), old);
+    let drift = lab.operator(&["drift"], None);
+    let text = String::from_utf8_lossy(&drift.stdout).into_owned();
+    assert!(text.contains("SSH key") && text.contains("hk-dr resume") && text.contains("1 difference."), "{text}");
+    succeeded(&lab.operator(&["resume"], None), "resume");
+    succeeded(&lab.operator(&["drift"], None), "drift");
+    let plain = Command::new("age")
+        .args(["-d", "-i", &lab.path("identity"), &lab.path("git/secrets.yaml.age")])
+        .output()
+        .expect("age is installed");
+    let text = String::from_utf8_lossy(&plain.stdout).into_owned();
+    assert!(text.contains("sshPrivateKey") && !text.contains("Previous"), "the old key is still kept");
+    // A second one, to its end: refused is what servers say of the key that worked a moment ago.
+    let run = lab.operator(&["keys", "rotate", "ssh", "--yes"], None);
+    succeeded(&run, "keys rotate ssh");
+    succeeded(&lab.operator(&["drift"], None), "drift");
 }
 
 fn certificates(lab: &Lab) {
@@ -183,4 +209,36 @@ fn versions(lab: &Lab) {
         assert_ne!(answer(lab, &["status", "--json"])["health"], "down");
         succeeded(&lab.operator(&["drift"], None), "drift");
     }
+}
+
+/// What a newcomer types, as it is written.
+#[test]
+#[ignore = "boots a cluster of its own; cargo test -p chaos-tests --test lab_battery -- --ignored --nocapture tutorial"]
+fn the_tutorial_of_a_sandbox_works_as_it_is_written() {
+    let home = tempfile::Builder::new().prefix("hk-dr-tutorial-").tempdir().expect("a home");
+    let name = format!("tutorial-{}", std::process::id());
+    let play = home.path().join("play");
+    let init = Command::new(hk_dr()).arg("init").arg(&play).args(["--sandbox", &name]).output().expect("hk-dr starts");
+    succeeded(&init, "init");
+    let readme = std::fs::read_to_string(play.join("README.md")).expect("a README");
+    let (mut script, mut inside) = (String::from("set -eux\n"), false);
+    for line in readme.lines() {
+        match line.trim() {
+            "```sh" => inside = true,
+            "```" => inside = false,
+            command if inside => script += &format!("{command}\n"),
+            _ => {}
+        }
+    }
+    assert!(script.matches("desk ").count() > 8, "{script}");
+    let path = format!("{}:{}", hk_dr().parent().expect("a folder").display(), std::env::var("PATH").expect("a PATH"));
+    let mut bash = Command::new("bash");
+    bash.args(["-c", &script]).current_dir(&play).env("HOME", home.path()).env("PATH", path);
+    // Where binaries are kept may be said by the environment only: this home is new.
+    bash.env("HK_DR_CACHE", kubectl().parent().and_then(|p| p.parent()).expect("the cache"));
+    let output = bash.output().expect("bash starts");
+    let _ = Command::new(hk_dr()).args(["lab", "down", "--delete", "--name", &name]).env("HOME", home.path()).output();
+    succeeded(&output, "the tutorial");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("Nothing to do: the cluster is as Git declares it."), "{text}");
 }

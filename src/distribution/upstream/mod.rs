@@ -1,6 +1,7 @@
 //! Distribution `upstream`: Kubernetes' own binaries as systemd units. A master needs no container and no registry to
 //! come back. Rendering is pure: configuration, secrets and placement in; files and scripts out.
 
+mod authorized;
 mod digest;
 mod master;
 mod scripts;
@@ -8,6 +9,7 @@ mod text;
 mod vpn;
 mod worker;
 
+pub use authorized::{authorize_script, revoke_script};
 pub use digest::{NODE_FILE, NodeRecord, config_digest};
 pub use master::{MasterPlacement, master_files};
 pub use scripts::*;
