@@ -33,6 +33,7 @@ mod materialize;
 mod members;
 mod obtain;
 mod plan;
+mod policy;
 mod rebuild;
 mod recovered;
 mod resume;
@@ -40,6 +41,7 @@ mod runbook;
 mod runs;
 mod scan;
 mod schema;
+mod serve;
 mod snapshot;
 mod ssh;
 mod status;
@@ -84,6 +86,8 @@ enum Command {
     Abort(abort::Args),
     Approve(approve::Args),
     Runbook(runbook::Args),
+    Policy(policy::Args),
+    Serve(serve::Args),
     Status(status::Args),
     Drift(drift::Args),
     Ssh(ssh::Args),
@@ -143,6 +147,8 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Abort(args) => abort::run(&args, context),
         Command::Approve(args) => approve::run(&args, context),
         Command::Runbook(args) => runbook::run(args, context),
+        Command::Policy(args) => policy::run(args, context),
+        Command::Serve(args) => serve::run(&args, context),
         Command::Status(args) => status::run(args, context),
         Command::Drift(args) => drift::run(args, context),
         Command::Ssh(args) => ssh::run(args, context),

@@ -16,6 +16,8 @@ enum File {
     Cluster,
     /// runbooks/NAME.yaml
     Runbook,
+    /// policies/NAME.yaml
+    Policy,
     /// evidence.json, which runs of runbooks leave
     Evidence,
 }
@@ -28,6 +30,7 @@ pub fn run(args: Args, _context: &Context) -> Result<(), CliError> {
     let schema = match args.file {
         File::Cluster => config::schema(),
         File::Runbook => config::runbook_schema(),
+        File::Policy => config::policy_schema(),
         File::Evidence => crate::drill::evidence_schema(),
     };
     println!("{schema:#}");

@@ -1,11 +1,14 @@
-//! What Git declares: the cluster, and runbooks. Pure: text in, checked values or errors with line and hint out.
+//! What Git declares: the cluster, runbooks and policies. Pure: text in, checked values or errors with line and hint out.
 
 mod cluster;
+mod cron;
 mod error;
 mod firewall;
 mod names;
 mod peers;
 mod pools;
+mod policy;
+mod policy_rules;
 mod range;
 mod rules;
 mod runbook;
@@ -19,10 +22,12 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 pub use cluster::*;
+pub use cron::{Cron, time_zone};
 pub use error::{ConfigError, Problem};
 pub use firewall::FirewallConfig;
 pub use peers::{free_address, with_peer, without_peer};
 pub use pools::POOL_LABEL;
+pub use policy::*;
 pub use range::Range;
 pub use runbook::{Acts, Guards, OnFailure, Runbook, RunbookStep, SHIPPED, Targets, Verb};
 pub use vpn::{OWN_ADDRESSES, VpnConfig, VpnPeer, is_wireguard_key};
@@ -58,6 +63,26 @@ pub fn load_runbook(text: &str, file: &str) -> Result<Runbook, ConfigError> {
     let mut report = error::Report::new(text, file);
     runbook::check(&runbook, &tree, &mut report);
     report.finish().map(|()| runbook)
+}
+
+/// Reads a policy and checks its form and its rules.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_policy(text: &str, file: &str) -> Result<Policy, ConfigError> {
+    let (policy, tree) = parse_with_tree::<Policy>(text, file)?;
+    let mut report = error::Report::new(text, file);
+    policy_rules::check(&policy, &tree, &mut report);
+    report.finish().map(|()| policy)
+}
+
+/// Policies that come with hk-dr, to copy and edit: name and text. None holds unless it is in the Git directory.
+pub const SHIPPED_POLICIES: [(&str, &str); 2] =
+    [("backups", include_str!("../../policies/backups.yaml")), ("drills", include_str!("../../policies/drills.yaml"))];
+
+/// The JSON Schema of a policy, for editors.
+pub fn policy_schema() -> serde_json::Value {
+    schema_of::<Policy>()
 }
 
 fn parse_with_tree<T: DeserializeOwned + JsonSchema>(text: &str, file: &str) -> Result<(T, tree::Tree), ConfigError> {

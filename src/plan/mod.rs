@@ -19,6 +19,7 @@ mod roll;
 mod rotate;
 mod runbook;
 mod skew;
+pub mod schedule;
 mod types;
 mod vpn;
 mod workers;
