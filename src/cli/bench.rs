@@ -2,6 +2,7 @@ mod drills;
 mod history;
 mod lab;
 mod replace;
+mod service;
 mod snapshot;
 
 use std::path::{Path, PathBuf};
@@ -55,7 +56,15 @@ struct Figure {
 
 /// All benches, in the order they run.
 fn benches() -> Vec<Bench> {
-    vec![DEMO, snapshot::SNAPSHOT, lab::LAB, history::HISTORY, drills::DRILLS, replace::REPLACE]
+    vec![
+        DEMO,
+        snapshot::SNAPSHOT,
+        lab::LAB,
+        history::HISTORY,
+        drills::DRILLS,
+        replace::REPLACE,
+        service::SERVICE,
+    ]
 }
 
 const DEMO: Bench = Bench {

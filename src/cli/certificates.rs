@@ -115,7 +115,7 @@ fn print(rows: &[Row], due: usize, renew_before: i64) {
 }
 
 /// Every server of the cluster, with what it says or why it says nothing.
-async fn ask(world: &World) -> PortResult<Vec<(String, PortResult<Vec<CertificateFound>>)>> {
+pub(super) async fn ask(world: &World) -> PortResult<Vec<(String, PortResult<Vec<CertificateFound>>)>> {
     let servers = world.cloud.servers(&format!("{OWNER_LABEL}=={}", world.cluster.name)).await?;
     let one = |server: Server| async move {
         let master = server.labels.get(ROLE_LABEL).is_some_and(|role| role == "master");

@@ -49,6 +49,8 @@ pub struct Connected {
     pub bucket: Arc<S3Store>,
     /// Signs evidence and reports; what goes into the bucket is signed on its way.
     pub signer: Option<Arc<SigningKey>>,
+    /// The cloud, for what no port asks.
+    pub hetzner: HetznerCloud,
     /// What snapshots are taken of.
     pub source: Source,
     /// Commands on machines.
@@ -88,7 +90,7 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
     let secrets = super::credentials::load_secrets(context)?;
     let cluster = declared.cluster.clone();
     let endpoint = secrets.cloud_endpoint().unwrap_or(CLOUD_ENDPOINT);
-    let cloud = HetznerCloud::new(endpoint, secrets.cloud_token()?)?;
+    let hetzner = HetznerCloud::new(endpoint, secrets.cloud_token()?)?;
     let bucket = Arc::new(S3Store::connect(&S3Config {
         endpoint: secrets.s3_endpoint().map(str::to_owned).or_else(|| cluster.backup.endpoint.clone()),
         region: cluster.backup.region.clone(),
@@ -99,7 +101,7 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
     let trust = Trust::parse(&cluster.backup.signed_by)?;
     let signer = signer(&secrets, &trust)?;
     let store = SignedStore::over(Arc::clone(&bucket) as _, &trust, signer.as_ref(), context.global.accept_unsigned);
-    let cloud: Arc<dyn Cloud> = Arc::new(cloud);
+    let cloud: Arc<dyn Cloud> = Arc::new(hetzner.clone());
     let identities = context.global.identity.as_deref().map(Identities::load).transpose()?;
     let clock = Arc::new(SystemClock);
     let vault: Arc<dyn Vault> = Arc::new(BucketVault {
@@ -151,7 +153,7 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
         cluster,
     };
     let ssh_public_key = ssh_public_key(context)?;
-    Ok(Connected { declared, ssh_public_key, world, store, bucket, signer, source, shell, reach })
+    Ok(Connected { declared, ssh_public_key, world, hetzner, store, bucket, signer, source, shell, reach })
 }
 
 /// The key that signs. One that nobody would believe is not used.

@@ -36,6 +36,7 @@ mod plan;
 mod policy;
 mod rebuild;
 mod recovered;
+mod report;
 mod resume;
 mod runbook;
 mod runs;
@@ -88,6 +89,7 @@ enum Command {
     Runbook(runbook::Args),
     Policy(policy::Args),
     Serve(serve::Args),
+    Report(report::Args),
     Status(status::Args),
     Drift(drift::Args),
     Ssh(ssh::Args),
@@ -149,6 +151,7 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Runbook(args) => runbook::run(args, context),
         Command::Policy(args) => policy::run(args, context),
         Command::Serve(args) => serve::run(&args, context),
+        Command::Report(args) => report::run(&args, context),
         Command::Status(args) => status::run(args, context),
         Command::Drift(args) => drift::run(args, context),
         Command::Ssh(args) => ssh::run(args, context),

@@ -1,5 +1,6 @@
 //! Policies: what the service does by itself, and when.
 
+mod approve;
 mod find;
 mod next;
 
@@ -12,7 +13,7 @@ use crate::config::SHIPPED_POLICIES;
 use find::all;
 pub(super) use find::load_all;
 
-/// What `hk-dr serve` does by itself, and when: list, show, validate, next.
+/// What `hk-dr serve` does by itself, and when: list, show, validate, next, approve.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -27,6 +28,8 @@ enum Command {
     Show { name: String },
     /// Check all policies; touches nothing and needs no network.
     Validate,
+    /// Agree to the run of a schedule that waits for a person.
+    Approve(approve::Args),
     /// Show when each schedule runs next, in its own time zone.
     Next(next::Args),
 }
@@ -45,6 +48,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
             println!("{} {shown} right", policies.len());
             Ok(())
         }
+        Command::Approve(args) => approve::run(&args, context),
         Command::Next(args) => next::run(&args, context),
     }
 }

@@ -20,6 +20,13 @@ pub struct Args {
     take_over: bool,
 }
 
+impl Args {
+    /// For one run.
+    pub(super) fn of(run: String) -> Self {
+        Self { run: Some(run), take_over: false }
+    }
+}
+
 /// Resumes.
 pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let mut connected = super::connect::connect(context)?;

@@ -9,7 +9,7 @@ use clap::Subcommand;
 use super::drive::{Manner, draw, draw_and_execute};
 use super::{CliError, Context, ExitKind};
 use crate::backup::log::Point;
-use crate::config::Verb;
+use crate::config::{Acts, Verb};
 use crate::drawing::{Course, Wanted};
 use crate::plan::{Plan, RunbookChoice};
 
@@ -89,6 +89,13 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
         }
         Command::Validate { name } => show::validate(name.as_deref(), context),
     }
+}
+
+/// What a policy's schedule orders: `servers` count only for runbooks that act on chosen masters.
+pub(super) fn scheduled(name: &str, servers: &[String], context: &Context) -> Result<Wanted, CliError> {
+    let runbook = find::load(name, context)?;
+    let servers = if runbook.masters == Acts::Chosen { servers.to_vec() } else { Vec::new() };
+    Ok(Wanted::Runbook(RunbookChoice::new(runbook, servers)))
 }
 
 fn wanted(choice: &Choice, dry_run: bool, context: &Context) -> Result<Wanted, CliError> {

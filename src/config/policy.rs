@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `policies/NAME.yaml`: what the service does by itself, when, and against which targets. Choices that depend on the
-/// clock or on what exists (which recovery point, which location) are declared here and made by the planner.
+/// clock or on what exists (which recovery point, which master) are declared here and made by the planner.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Policy {
@@ -110,9 +110,6 @@ pub struct Schedule {
     /// runbook.run: masters to act on, each in turn; for runbooks that act on chosen masters.
     #[serde(default)]
     pub servers: Vec<String>,
-    /// runbook.run: locations to recover into, each in turn; for runbooks that take one.
-    #[serde(default)]
-    pub locations: Vec<String>,
     /// Whether a person must agree to each run first.
     #[serde(default)]
     pub approval: Approval,

@@ -109,7 +109,6 @@ impl Rules<'_> {
             ("point", schedule.point != Default::default(), Action::SnapshotVerify),
             ("runbooks", !schedule.runbooks.is_empty(), Action::RunbookRun),
             ("servers", !schedule.servers.is_empty(), Action::RunbookRun),
-            ("locations", !schedule.locations.is_empty(), Action::RunbookRun),
         ];
         for (field, given, action) in given {
             if given && schedule.action != action {
@@ -217,13 +216,14 @@ mod tests {
         let found = scheduled("    action: snapshot.take\n    cron: 0 25 * * *\n    runbooks: [x]\n");
         assert!(found.contains("policies/x.yaml:9:"), "{found}");
         assert!(found.contains("takes no `runbooks`") && found.contains("belongs to `runbook.run`"), "{found}");
-        let found = scheduled("    action: snapshot.tke\n    cron: 0 2 * * *\n");
+        let found = scheduled("    action: snapshots.take\n    cron: 0 2 * * *\n");
         assert!(found.contains("did you mean `snapshot.take`?"), "{found}");
         let found = scheduled("    action: runbook.run\n    cron: 0 2 * * *\n");
         assert!(found.contains("names no runbook"), "{found}");
         assert!(with("").contains("does nothing"));
         assert!(with("log: {}\ntimezone: UTC\n").contains("did you mean `timeZone`?"));
-        assert!(errors(&with("log: {}\n").replace("Berlin", "Bonn")).contains("missing"));
+        let zone = "apiVersion: hk-dr/v1\nkind: Policy\nname: x\nsummary: y\ntimeZone: Europe/Bonn\nlog: {}\n";
+        assert!(errors(zone).contains("policies/x.yaml:5:11: `Europe/Bonn` is no IANA time zone"), "{}", errors(zone));
     }
 
     #[test]

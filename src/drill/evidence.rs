@@ -59,6 +59,18 @@ pub struct Evidence {
     /// How often the run was taken up again after its process had died.
     pub resumed: u32,
     pub steps: Vec<StepEvidence>,
+    /// The run before, and what its evidence was when this one was written.
+    #[serde(default)]
+    pub previous: Option<Link>,
+}
+
+/// Ties evidence to that of the run before: who changes or removes it would have to change all that follows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    pub run: String,
+    /// Of its `evidence.json` as stored, in hexadecimal.
+    pub sha256: String,
 }
 
 /// How long what was stopped was away.
@@ -130,6 +142,8 @@ pub struct Circumstances<'a> {
     pub attempts: &'a [Attempt],
     /// Canaries that are there at the end; none if nobody could look.
     pub survivors: Option<&'a BTreeSet<String>>,
+    /// The run before, if there was one.
+    pub previous: Option<Link>,
 }
 
 /// Draws it up.
@@ -168,6 +182,7 @@ pub fn evidence(plan: &Plan, events: &[Event], around: &Circumstances<'_>) -> Ev
         resumed: u32::try_from(events.iter().filter(|e| matches!(e.body, Body::RunResumed)).count())
             .unwrap_or(u32::MAX),
         steps,
+        previous: around.previous.clone(),
     };
     (evidence.verdict, evidence.reasons) = judge(&evidence, finished, plan.snapshot.as_deref());
     evidence

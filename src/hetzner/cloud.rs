@@ -35,6 +35,11 @@ impl HetznerCloud {
         Ok(Self { actions: Actions::new(Arc::clone(&http)), http })
     }
 
+    /// How many requests the API still grants this project, roughly: others share it.
+    pub fn requests_left(&self) -> f64 {
+        self.http.budget.left()
+    }
+
     pub(super) async fn server(&self, id: u64) -> PortResult<Server> {
         self.one::<WireServer>(id).await
     }

@@ -4,6 +4,8 @@ mod status;
 
 use clap::Subcommand;
 
+pub(super) use ship::tell;
+
 use super::{CliError, Context};
 
 /// Ship every change of the cluster into the bucket, seconds behind it; see how far that is.

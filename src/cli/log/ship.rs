@@ -107,7 +107,8 @@ fn holder() -> String {
     format!("{}/{}", host.trim(), std::process::id())
 }
 
-fn tell(event: &ShipEvent) -> String {
+/// An event in words.
+pub(in crate::cli) fn tell(event: &ShipEvent) -> String {
     match event {
         ShipEvent::Started { epoch, covered_revision } => {
             format!("shipping as writer {epoch}, behind revision {covered_revision}")

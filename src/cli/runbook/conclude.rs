@@ -5,15 +5,18 @@ use std::time::Duration;
 use crate::cli::connect::Connected;
 use crate::cli::{CliError, Context, ExitKind};
 use crate::drill::{
-    Attempt, Canaries, Circumstances, Evidence, Verdict, evidence, read_canaries, remove_canaries, survivors,
+    Attempt, Canaries, Circumstances, Evidence, Link, Verdict, evidence, read_canaries, remove_canaries, survivors,
 };
 use crate::plan::Plan;
-use crate::ports::PutCondition;
+use crate::ports::{PortResult, PutCondition};
+use crate::report::{digest, run_page};
 use crate::runs::{RunDir, Runs};
 
 /// How long the first canary may take before the run goes on without.
 const FIRST_WITHIN: Duration = Duration::from_secs(5);
 const EVIDENCE_FILE: &str = "evidence.json";
+const EVIDENCE_BYTES_MAX: u64 = 8 << 20;
+const REPORT_FILE: &str = "report.html";
 
 /// A run that is measured.
 pub struct Measured {
@@ -54,7 +57,13 @@ impl Measured {
         }
         let attempts = read_canaries(&dir.file("canaries.jsonl")).unwrap_or_default();
         let there = survivors(&connected.world, &plan.id).await.ok();
-        let evidence = draw_up(connected, plan, dir, &attempts, there.as_ref())?;
+        let previous = previous(connected, plan).await.unwrap_or_else(|error| {
+            if !context.global.quiet {
+                eprintln!("warning: the evidence follows none, the one before could not be read: {error}");
+            }
+            None
+        });
+        let evidence = draw_up(connected, plan, dir, &attempts, there.as_ref(), previous)?;
         let text = serde_json::to_vec_pretty(&evidence)
             .map_err(|e| CliError::new(ExitKind::Failed, format!("the evidence can't be written as JSON: {e}")))?;
         let path = dir.file(EVIDENCE_FILE);
@@ -63,13 +72,17 @@ impl Measured {
         if ended && let Some(there) = &there {
             let _ = remove_canaries(&connected.world, there).await;
         }
-        let key = format!("{}/runs/{}/{EVIDENCE_FILE}", plan.cluster, plan.id);
-        if let Err(error) = connected.world.store.put(&key, text.into(), PutCondition::Any).await
-            && !context.global.quiet
-        {
-            eprintln!("warning: the evidence is not in the bucket: {error}");
+        let page = run_page(&evidence, &text).into_bytes();
+        let page_kept = crate::secrets::write_file(&dir.file(REPORT_FILE), 0o600, &page, true);
+        for (name, content) in [(EVIDENCE_FILE, text), (REPORT_FILE, page)] {
+            let key = format!("{}/runs/{}/{name}", plan.cluster, plan.id);
+            if let Err(error) = connected.world.store.put(&key, content.into(), PutCondition::Any).await
+                && !context.global.quiet
+            {
+                eprintln!("warning: {name} of this run is not in the bucket: {error}");
+            }
         }
-        kept?;
+        kept.and(page_kept)?;
         if !ended {
             return Ok(());
         }
@@ -81,12 +94,25 @@ impl Measured {
     }
 }
 
+/// The newest evidence in the bucket of a run before this one: runs are named by the time at which they were planned.
+async fn previous(connected: &Connected, plan: &Plan) -> PortResult<Option<Link>> {
+    let (store, prefix) = (&connected.world.store, format!("{}/runs/", plan.cluster));
+    let runs = store.list(&prefix).await?.into_iter().filter_map(|object| {
+        let run = object.key.strip_prefix(&prefix)?.strip_suffix(&format!("/{EVIDENCE_FILE}"))?;
+        (run < plan.id.as_str()).then(|| run.to_owned())
+    });
+    let Some(run) = runs.max() else { return Ok(None) };
+    let document = store.get(&format!("{prefix}{run}/{EVIDENCE_FILE}"), EVIDENCE_BYTES_MAX).await?;
+    Ok(Some(Link { run, sha256: digest(&document) }))
+}
+
 fn draw_up(
     connected: &Connected,
     plan: &Plan,
     dir: &RunDir,
     attempts: &[Attempt],
     survivors: Option<&std::collections::BTreeSet<String>>,
+    previous: Option<Link>,
 ) -> Result<Evidence, CliError> {
     let (events, _) = dir.replay(plan)?;
     Ok(evidence(
@@ -98,6 +124,7 @@ fn draw_up(
             git_commit: connected.declared.git_commit.clone(),
             attempts,
             survivors,
+            previous,
         },
     ))
 }

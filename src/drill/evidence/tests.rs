@@ -78,6 +78,7 @@ fn judged(events: &[Event], attempts: &[Attempt], survivors: &[&str]) -> Evidenc
         git_commit: None,
         attempts,
         survivors: Some(&survivors),
+        previous: None,
     };
     evidence(&plan(), events, &around)
 }

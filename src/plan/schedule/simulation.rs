@@ -75,7 +75,7 @@ fn one(cluster: u64, dice: &mut Dice, cron: &str, action: &str) -> (Vec<Timestam
     policy.time_zone = zone.to_owned();
     let timing = Timing::of(&format!("c{cluster}"), &policy, &policy.schedules[0]).unwrap();
     let year: (Timestamp, Timestamp) =
-        ("2025-12-30T00:00:00Z".parse().unwrap(), "2027-01-02T00:00:00Z".parse().unwrap());
+        ("2025-12-30T00:00:00Z".parse().unwrap(), "2027-01-06T00:00:00Z".parse().unwrap());
     let mut bucket = Bucket { book: Book::new(year.0), version: 0 };
     let (mut now, mut ran, mut taken_over) = (year.0, Vec::new(), 0);
     while now < year.1 {

@@ -96,12 +96,9 @@ fn a_run_that_needs_a_person_waits_for_one_and_not_for_ever() {
 
 #[test]
 fn a_rotation_takes_every_combination_in_turn() {
-    let policy = policy(
-        "action: runbook.run, runbooks: [a, b], servers: [m1, m2, m3], locations: [nbg1, hel1], cron: \"0 4 * * *\"",
-        "",
-    );
+    let policy = policy("action: runbook.run, runbooks: [a, b], servers: [m1, m2, m3], cron: \"0 4 * * *\"", "");
     let all: std::collections::BTreeSet<String> =
-        (0..12).map(|n| format!("{:?}", Turn::of(&policy.schedules[0], n))).collect();
-    assert_eq!(all.len(), 12);
+        (0..6).map(|n| format!("{:?}", Turn::of(&policy.schedules[0], n))).collect();
+    assert_eq!(all.len(), 6);
     assert_eq!(Turn::of(&policy.schedules[0], 1).runbook.as_deref(), Some("b"));
 }

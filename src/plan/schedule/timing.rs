@@ -33,7 +33,6 @@ pub struct Held {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Turn {
     pub runbook: Option<String>,
-    pub location: Option<String>,
     pub server: Option<String>,
 }
 
@@ -122,7 +121,7 @@ fn weekday(day: Day) -> Weekday {
 }
 
 impl Turn {
-    /// What a schedule does the n-th time, from 0: all runbooks, then in the next location, then on the next server.
+    /// What a schedule does the n-th time, from 0: all runbooks, then all of them on the next server.
     pub fn of(schedule: &Schedule, number: u64) -> Self {
         let mut rest = usize::try_from(number).unwrap_or_default();
         let mut next = |list: &[String]| {
@@ -131,7 +130,7 @@ impl Turn {
             rest /= count;
             found
         };
-        Self { runbook: next(&schedule.runbooks), location: next(&schedule.locations), server: next(&schedule.servers) }
+        Self { runbook: next(&schedule.runbooks), server: next(&schedule.servers) }
     }
 }
 

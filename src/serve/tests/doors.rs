@@ -1,0 +1,245 @@
+//! What is seen from outside: page, metrics, probes, and who may do what.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use reqwest::StatusCode;
+use secrecy::SecretString;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::support::*;
+use crate::drill::{Evidence, Recovery, RecoveryPoint, Verdict};
+use crate::ports::{Clock, ObjectStore, PutCondition, SystemClock};
+use crate::s3::MemoryStore;
+use crate::serve::{Books, Door, Notifier, Options, Pace, Secrets, Service, book_key, router};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn drill(run: &str, ended: Timestamp) -> Evidence {
+    let empty = sample(run, "volume-reattach");
+    Evidence {
+        began: Some((ended - SignedDuration::from_secs(30)).to_string()),
+        ended: Some(ended.to_string()),
+        verdict: Verdict::Passed,
+        reasons: vec!["all steps were done".into()],
+        recovery: Recovery { seconds: Some(7.4), target_seconds: Some(30), ..Recovery::default() },
+        recovery_point: RecoveryPoint { seconds: Some(0.0), lost: Some(0), acknowledged: 40, target_seconds: None },
+        ..empty
+    }
+}
+
+/// A service with a bucket in which there are drills and a run that waits for a person.
+async fn house(token: Option<&str>, public: bool) -> (String, Arc<Service>, MemoryStore) {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let store = MemoryStore::new();
+    let now = SystemClock.now();
+    let put = |key: String, text: Vec<u8>| {
+        let store = store.clone();
+        async move { store.put(&key, text.into(), PutCondition::Any).await.unwrap() }
+    };
+    for (run, days) in [("20260501t030000-aaaaaa", 9), ("20260508t030000-bbbbbb", 2)] {
+        let evidence = drill(run, now - SignedDuration::from_hours(24 * days));
+        put(format!("demo/runs/{run}/evidence.json"), serde_json::to_vec(&evidence).unwrap()).await;
+    }
+    let own = Arc::new(Instance { name: "one".into(), shared: Arc::default() });
+    let drills = "action: runbook.run, runbooks: [volume-reattach], cron: \"* * * * *\", approval: required, missed: each, lateMinutes: 600";
+    // The book says that a run of two minutes ago was not decided yet.
+    let tended = tended(policy(drills), &store, own, Arc::new(SystemClock));
+    let mut books = Books::new(Arc::new(store.clone()), book_key("demo", "p", "a"));
+    books.read(now - SignedDuration::from_mins(2)).await.unwrap();
+    let options = Options {
+        at_once: 2,
+        grace: Duration::from_secs(5),
+        look_every: Duration::from_millis(100),
+        pace: Pace { tick: Duration::from_millis(5), read: Duration::from_millis(50), ..Pace::default() },
+        holder: "test/1".into(),
+    };
+    let notifier = Notifier::start(Secrets::new(), Duration::from_millis(1), |_| {});
+    let service = Service::new(options, vec![tended], notifier, now);
+    tokio::spawn(Arc::clone(&service).run(CancellationToken::new(), || {}));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let door = Door::new(token.map(|t| SecretString::from(t.to_owned())), public);
+    let pages = router(Arc::clone(&service), Arc::new(door));
+    tokio::spawn(async move { axum::serve(listener, pages).await });
+    (url, service, store)
+}
+
+async fn get(url: &str) -> (StatusCode, String) {
+    let answer = reqwest::get(url).await.unwrap();
+    (answer.status(), answer.text().await.unwrap())
+}
+
+/// Asks until the answer holds, for at most a minute.
+async fn get_until(url: &str, what: &str, holds: impl Fn(StatusCode, &str) -> bool) -> String {
+    let mut last = String::new();
+    for _ in 0..1200 {
+        let (status, text) = get(url).await;
+        if holds(status, &text) {
+            return text;
+        }
+        last = text;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{what}: {last}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn probes_metrics_and_page_tell_how_it_stands() {
+    let (url, _, _) = house(None, false).await;
+    assert_eq!(get(&format!("{url}/healthz")).await.0, StatusCode::OK);
+    get_until(&format!("{url}/readyz"), "ready", |status, _| status == StatusCode::OK).await;
+    let metrics = get_until(&format!("{url}/metrics"), "asked", |_, text| {
+        text.lines().any(|line| line.starts_with("hk_dr_schedule_waits_for_approval{") && line.ends_with("} 1.0"))
+    })
+    .await;
+    for line in [
+        "hk_dr_bucket_up{cluster=\"demo\"} 1.0",
+        "hk_dr_drill_recovery_seconds{cluster=\"demo\",runbook=\"volume-reattach\"} 7.4",
+        "hk_dr_drill_passed{cluster=\"demo\",runbook=\"volume-reattach\"} 1.0",
+        "hk_dr_recovery_point_target_seconds{cluster=\"demo\"} 60.0",
+        "hk_dr_cloud_requests_left{cluster=\"demo\"} 3000.0",
+        "hk_dr_snapshots{cluster=\"demo\",proven=\"true\"} 0.0",
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "{line} is missing in\n{metrics}");
+    }
+    // There is no snapshot: what is not known has no value, instead of one that looks good.
+    assert!(!metrics.contains("\nhk_dr_snapshot_age_seconds{"), "{metrics}");
+    let (_, page) = get(&url).await;
+    for part in ["Recovery point now", "There is no snapshot.", "volume-reattach", "waits for approval", "7.4 s"] {
+        assert!(page.contains(part), "{part} is missing in\n{page}");
+    }
+    assert!(!page.contains("<button>"), "who is not signed in is offered nothing: {page}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_who_is_signed_in_approves_and_what_is_approved_runs() {
+    let (url, _, store) = house(Some("right"), false).await;
+    get_until(&url, "asked", |_, page| page.contains("waits for approval")).await;
+    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let approve = |headers: Vec<(&'static str, String)>| {
+        let mut request = client
+            .post(format!("{url}/approve"))
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body("cluster=demo&policy=p&schedule=a");
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        async { request.send().await.unwrap().status() }
+    };
+    assert_eq!(approve(vec![]).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(approve(vec![("authorization", "Bearer wrong".into())]).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(approve(vec![("cookie", "hk-dr-session=guess".into())]).await, StatusCode::UNAUTHORIZED);
+    let asked = String::from_utf8(store.get(&book_key("demo", "p", "a"), 1 << 20).await.unwrap().to_vec()).unwrap();
+    assert!(asked.contains("\"approved_by\": null"), "{asked}");
+    // As a browser does.
+    let sign_in = |token: &'static str| {
+        let request = client.post(format!("{url}/sign-in")).header("content-type", "application/x-www-form-urlencoded");
+        async move { request.body(format!("token={token}")).send().await.unwrap() }
+    };
+    assert_eq!(sign_in("wrong").await.status(), StatusCode::UNAUTHORIZED);
+    let cookie = sign_in("right").await.headers()["set-cookie"].to_str().unwrap().to_owned();
+    assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
+    let session = cookie.split(';').next().unwrap().to_owned();
+    let page = client.get(&url).header("cookie", &session).send().await.unwrap().text().await.unwrap();
+    assert!(page.contains("<button>Approve</button>"), "{page}");
+    assert_eq!(approve(vec![("cookie", session)]).await, StatusCode::SEE_OTHER);
+    get_until(&format!("{url}/api/status"), "it ran", |_, text| text.contains("done by one")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_for_others_shows_nothing_without_the_token() {
+    let (url, _, _) = house(Some("right"), true).await;
+    for path in ["/", "/live", "/metrics", "/api/status"] {
+        let (status, text) = get(&format!("{url}{path}")).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
+        assert!(!text.contains("volume-reattach"), "{path}: {text}");
+    }
+    let client = reqwest::Client::new();
+    let answer = client.get(format!("{url}/metrics")).header("authorization", "Bearer right").send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert_eq!(get(&format!("{url}/healthz")).await.0, StatusCode::OK);
+}
+
+/// The page in a real browser: with its script it changes by itself, and without one it is shown all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_browser_shows_the_page() {
+    let Some(browser) = ["chromium", "chromium-browser", "google-chrome"]
+        .into_iter()
+        .find(|name| Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success()))
+    else {
+        eprintln!("SKIPPED: no chromium here (apt-get install chromium)");
+        return;
+    };
+    let (url, _, _) = house(Some("right"), false).await;
+    get_until(&url, "asked", |_, page| page.contains("waits for approval")).await;
+    let folder = tempfile::tempdir().unwrap();
+    let shot = folder.path().join("status.png");
+    let run = |more: Vec<String>| {
+        let mut command = Command::new(browser);
+        command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]);
+        command.arg(format!("--user-data-dir={}", folder.path().join("profile").display())).args(more).arg(&url);
+        tokio::task::spawn_blocking(move || command.output().unwrap())
+    };
+    // Virtual time goes on until the script has fetched the live part.
+    let with_script = run(vec!["--virtual-time-budget=6000".into(), "--dump-dom".into()]).await.unwrap();
+    let dom = String::from_utf8_lossy(&with_script.stdout).into_owned();
+    assert!(dom.contains("data-live=\"yes\""), "the script fetched nothing: {dom}");
+    assert!(dom.contains("waits for approval") && dom.contains("<h2>demo</h2>"), "{dom}");
+    // A browser that runs no scripts can't print its document, but shows it: an empty page is two kilobytes.
+    let off = "--blink-settings=scriptEnabled=false".to_owned();
+    for (script, more) in [("off", vec![off]), ("on", Vec::new())] {
+        let picture = vec!["--window-size=1100,900".to_owned(), format!("--screenshot={}", shot.display())];
+        let output = run(more.into_iter().chain(picture).collect()).await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let image = std::fs::read(&shot).unwrap_or_else(|e| panic!("scripts {script}: {e}: {said}"));
+        assert!(image.starts_with(b"\x89PNG"), "scripts {script}: {said}");
+        assert!((15_000..200_000).contains(&image.len()), "scripts {script}: {} bytes", image.len());
+        if script == "off" {
+            std::fs::remove_file(&shot).unwrap();
+        }
+    }
+    if let Ok(to) = std::env::var("HK_DR_KEEP_SCREENSHOT") {
+        std::fs::copy(&shot, to).unwrap();
+    }
+}
+
+/// The shipped alert rules, by Prometheus' own tool: their syntax, and that they fire and keep silent when they should.
+#[test]
+fn the_shipped_alerts_fire_when_they_should() {
+    let Ok(output) = Command::new("promtool").arg("--version").output() else {
+        eprintln!("SKIPPED: no promtool here (apt-get install prometheus)");
+        return;
+    };
+    assert!(output.status.success());
+    let folder = root().join("monitoring");
+    let check = |args: &[&str]| {
+        let output = Command::new("promtool").args(args).current_dir(&folder).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {text}");
+    };
+    check(&["check", "rules", "alerts.yaml"]);
+    check(&["test", "rules", "alerts.test.yaml"]);
+}
+
+/// Every metric that alerts and dashboard ask for is one that the service gives when it has a value.
+#[test]
+fn alerts_and_dashboard_ask_for_metrics_that_exist() {
+    let source = include_str!("../metrics.rs");
+    for file in ["alerts.yaml", "dashboard.json"] {
+        let text = std::fs::read_to_string(root().join("monitoring").join(file)).unwrap();
+        let mut asked = 0;
+        for word in text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|w| w.starts_with("hk_dr_")) {
+            asked += 1;
+            let name = word.trim_start_matches("hk_dr_").trim_end_matches("_total");
+            assert!(source.contains(&format!("(\"{name}\", \"")), "{file} asks for {word}, which is not there");
+        }
+        assert!(asked > 5, "{file}");
+    }
+}
