@@ -48,6 +48,7 @@ pub async fn agree(etcd: &dyn Etcd) -> PortResult<Agreement> {
                 hash: None,
                 agreed: Vec::new(),
                 not_compared: vec![format!("{}: the only member", source.name)],
+                compact_revision: None,
             };
             return Ok(Agreement { source, check, compact_revision: 0 });
         }
@@ -135,7 +136,11 @@ fn compare(
     }
     let compact_hint = by_compaction.keys().next().copied().unwrap_or_default().max(0);
     let Some((compaction, largest)) = by_compaction.iter().max_by_key(|(_, group)| group.len()) else {
-        return Ok((HashKvCheck { revision, hash: None, agreed: Vec::new(), not_compared }, compact_hint, false));
+        return Ok((
+            HashKvCheck { revision, hash: None, agreed: Vec::new(), not_compared, compact_revision: None },
+            compact_hint,
+            false,
+        ));
     };
     for (other, group) in by_compaction.iter().filter(|(other, _)| *other != compaction) {
         complete = false;
@@ -143,7 +148,13 @@ fn compare(
     }
     let agreed = largest.iter().map(|(name, _)| (*name).to_owned()).collect();
     Ok((
-        HashKvCheck { revision, hash: largest.first().map(|(_, hash)| *hash), agreed, not_compared },
+        HashKvCheck {
+            revision,
+            hash: largest.first().map(|(_, hash)| *hash),
+            agreed,
+            not_compared,
+            compact_revision: Some(*compaction),
+        },
         compact_hint,
         complete,
     ))

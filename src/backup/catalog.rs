@@ -5,7 +5,7 @@ use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::manifest::{Manifest, Sealed, Verification};
+use super::manifest::{Finding, Manifest, Sealed, Verification};
 use super::{Identities, layout, recovery, unpack, unseal};
 use crate::ports::{
     Backups, ByteStream, ErrorCode, ObjectStore, PortError, PortResult, RecoverySet, SnapshotInfo, Vouched,
@@ -15,22 +15,32 @@ use crate::ports::{
 const READS: usize = 8;
 
 /// What is known about a snapshot's worth. Reading it back proves that the bytes are there, not that a cluster rises from
-/// them: only a restore makes a snapshot proven.
+/// them: only a start from it makes a snapshot proven.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "status")]
 pub enum Proof {
-    /// Never restored; perhaps read back.
-    Unproven { read_at: Option<Timestamp> },
-    /// Restored, at that level.
+    /// Nobody has read it back.
+    Unproven,
+    /// Read back whole.
+    Verified { at: Timestamp },
+    /// Something rose from it, at that level.
     Proven { level: String, at: Timestamp },
+    /// Whoever read it last found it damaged.
+    Bad { at: Timestamp, problem: String },
 }
 
 impl Proof {
-    fn of(verification: Option<&Verification>) -> Self {
+    fn of(verification: Option<&Verification>, finding: Option<Finding>) -> Self {
+        let good_at = verification.map(|v| v.at);
+        if let Some(Finding { at, problem: Some(problem), .. }) = finding
+            && good_at.is_none_or(|good| good <= at)
+        {
+            return Self::Bad { at, problem };
+        }
         match verification {
-            None => Self::Unproven { read_at: None },
+            None => Self::Unproven,
             Some(v) if v.level == "boot" || v.level == "drill" => Self::Proven { level: v.level.clone(), at: v.at },
-            Some(v) => Self::Unproven { read_at: Some(v.at) },
+            Some(v) => Self::Verified { at: v.at },
         }
     }
 }
@@ -38,9 +48,10 @@ impl Proof {
 impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unproven { read_at: None } => f.write_str("unproven"),
-            Self::Unproven { read_at: Some(at) } => write!(f, "unproven (read {})", at.strftime("%Y-%m-%d %H:%M")),
+            Self::Unproven => f.write_str("unproven"),
+            Self::Verified { at } => write!(f, "verified {}", at.strftime("%Y-%m-%d %H:%M")),
             Self::Proven { level, at } => write!(f, "proven by {level} {}", at.strftime("%Y-%m-%d %H:%M")),
+            Self::Bad { at, problem } => write!(f, "BAD since {}: {problem}", at.strftime("%Y-%m-%d %H:%M")),
         }
     }
 }
@@ -78,9 +89,13 @@ impl<'a> Catalog<'a> {
             .filter(|id| layout::is_snapshot_id(id))
             .rev()
             .collect();
-        let verified =
-            |id: &str| objects.iter().any(|object| object.key == layout::beside(self.cluster, id, layout::VERIFY));
-        let reads: Vec<_> = ids.iter().map(|id| self.read(id, verified(id)).boxed()).collect();
+        let there: std::collections::BTreeSet<&str> = objects.iter().map(|object| object.key.as_str()).collect();
+        let judged = |id: &str| {
+            [layout::VERIFY, layout::BAD]
+                .iter()
+                .any(|name| there.contains(layout::beside(self.cluster, id, name).as_str()))
+        };
+        let reads: Vec<_> = ids.iter().map(|id| self.read(id, judged(id)).boxed()).collect();
         let results: Vec<PortResult<Entry>> = futures::stream::iter(reads).buffered(READS).collect().await;
         let mut entries = Vec::new();
         let mut unreadable = Vec::new();
@@ -139,7 +154,7 @@ impl<'a> Catalog<'a> {
         Err(PortError::new(ErrorCode::NotFound, message).hint(hint))
     }
 
-    async fn read(&self, id: &str, verified: bool) -> PortResult<Entry> {
+    async fn read(&self, id: &str, judged: bool) -> PortResult<Entry> {
         let key = layout::beside(self.cluster, id, layout::MANIFEST);
         let (bytes, signature) = self.store.get_vouched(&key, Manifest::BYTES_MAX).await?;
         let manifest = Manifest::parse(&key, &bytes)?;
@@ -147,13 +162,16 @@ impl<'a> Catalog<'a> {
             let message = format!("{key} describes snapshot {} of cluster {}", manifest.id, manifest.cluster);
             return Err(PortError::new(ErrorCode::Corrupt, message).hint("it was copied or changed: do not use it"));
         }
-        let verification = if verified { self.verification(id).await? } else { None };
-        Ok(Entry { proof: Proof::of(verification.as_ref()), verification, manifest, signature })
+        let (verification, finding) = match judged {
+            true => (self.beside(id, layout::VERIFY).await?, self.beside(id, layout::BAD).await?),
+            false => (None, None),
+        };
+        Ok(Entry { proof: Proof::of(verification.as_ref(), finding), verification, manifest, signature })
     }
 
-    /// A verification that can't be read counts as none: the snapshot is then unproven, which is the safe side.
-    async fn verification(&self, id: &str) -> PortResult<Option<Verification>> {
-        match self.store.get(&layout::beside(self.cluster, id, layout::VERIFY), Manifest::BYTES_MAX).await {
+    /// A document that can't be read, or is not signed, counts as none. For a verification that is the safe side.
+    async fn beside<T: serde::de::DeserializeOwned>(&self, id: &str, name: &str) -> PortResult<Option<T>> {
+        match self.store.get(&layout::beside(self.cluster, id, name), Manifest::BYTES_MAX).await {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
             Err(e) if matches!(e.code, ErrorCode::NotFound | ErrorCode::LimitExceeded | ErrorCode::Unsigned) => {
                 Ok(None)

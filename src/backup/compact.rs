@@ -105,6 +105,7 @@ pub async fn compact(request: &CompactRequest<'_>) -> PortResult<Result<Manifest
             hash: None,
             agreed: Vec::new(),
             not_compared: vec!["made from the log: no member was asked".to_owned()],
+            compact_revision: None,
         },
         made_from: Some(MadeFrom { snapshot: base.id, segments: recalled.segments, made_at: request.clock.now() }),
         hk_dr_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -7,6 +7,12 @@ pub(super) fn time_name(at: Timestamp) -> String {
     at.strftime("%Y%m%dT%H%M%SZ").to_string()
 }
 
+/// The time that a name was made from.
+pub(super) fn parse_time_name(name: &str) -> Option<Timestamp> {
+    let civil = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", name).ok()?;
+    civil.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+}
+
 /// The name of a snapshot: the time it was begun, and the revision that was read from its data.
 pub(super) fn snapshot_id(at: Timestamp, revision: i64) -> String {
     format!("{}-r{revision}", time_name(at))
@@ -31,6 +37,7 @@ pub(super) fn beside(cluster: &str, id: &str, name: &str) -> String {
 pub(super) const MANIFEST: &str = "manifest.json";
 pub(super) const RECOVERY: &str = "recovery.tar.zst.age";
 pub(super) const VERIFY: &str = "verify.json";
+pub(super) const BAD: &str = "bad.json";
 
 /// Whether a string can be a snapshot's name: nothing else is put into a key.
 pub(super) fn is_snapshot_id(id: &str) -> bool {
@@ -52,6 +59,8 @@ mod tests {
         let late = snapshot_id("2026-11-23T10:15:00Z".parse().unwrap(), 7);
         assert_eq!(late, "20261123T101500Z-r7");
         assert!(early < late);
+        let at = "2026-11-23T10:15:00Z".parse().unwrap();
+        assert_eq!((parse_time_name(&time_name(at)), parse_time_name("latest")), (Some(at), None));
         assert!(is_snapshot_id(&early) && is_snapshot_id(&late));
         for wrong in ["", "latest", "20261123T101500Z", "20261123T101500Z-r", "20261123T101500Z-r7/../x", "x-r1"] {
             assert!(!is_snapshot_id(wrong), "{wrong}");

@@ -75,6 +75,9 @@ pub struct HashKvCheck {
     pub agreed: Vec<String>,
     /// Members that were not compared, each with the reason.
     pub not_compared: Vec<String>,
+    /// The compaction that the hash was taken under: another compaction gives another hash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compact_revision: Option<i64>,
 }
 
 /// `verify.json`: the last successful verification.
@@ -92,6 +95,22 @@ pub struct Verification {
     pub kinds: std::collections::BTreeMap<String, u64>,
     /// Paths in the recovery set.
     pub recovery_files: Vec<String>,
+    /// Keys that no API server serves as an object, by kind: read as bytes only.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub not_served: std::collections::BTreeMap<String, u64>,
+    /// HashKV at a revision, where it was compared with what the members had said: the members that agreed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hash_agreed: Vec<String>,
+}
+
+/// `bad.json`: what the last verification that failed for the data's sake found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    pub format: u32,
+    pub at: Timestamp,
+    pub hk_dr_version: String,
+    /// None: it was read whole since.
+    pub problem: Option<String>,
 }
 
 impl Manifest {

@@ -3,6 +3,7 @@
 //! The format is documented byte for byte in `docs/BACKUP_FORMAT.md`; stock `age`, `zstd`, `tar` and `etcdutl` open it.
 
 mod agree;
+mod boot;
 mod catalog;
 mod compact;
 mod fetch;
@@ -17,6 +18,7 @@ mod manifest;
 mod materialize;
 mod now;
 pub mod objects;
+mod prune;
 mod recall;
 mod recovery;
 mod seal;
@@ -29,6 +31,7 @@ mod vault;
 mod verify;
 
 pub use agree::{Agreement, MemberView, agree};
+pub use boot::{BootRequest, boot};
 pub use catalog::{BucketBackups, Catalog, Entry, Proof};
 pub use compact::{CompactRequest, compact};
 pub use fetch::{Fetched, fetch, fetch_at};
@@ -36,13 +39,14 @@ pub use fields::{FieldChange, HIDDEN, field_changes};
 pub use isolated::{IsolatedApi, Programs};
 pub use keys::{Identities, Recipients};
 pub use kinds::kind_of;
-pub use manifest::{FORMAT, HashKvCheck, MadeFrom, Manifest, Sealed, Verification};
+pub use manifest::{FORMAT, Finding, HashKvCheck, MadeFrom, Manifest, Sealed, Verification};
 pub use materialize::{Change, Logged, Materialized, UNKNOWN_TTL_SECONDS, materialize, place};
 pub use now::Source;
+pub use prune::{Pruning, plan_pruning, prune};
 pub use recall::{Archive, Opened, Recalled};
 pub use recovery::{pack, require, unpack};
 pub use seal::Compression;
 pub use signed::{Adopted, SignedStore, adopt, is_signed_kind};
 pub use take::{Progress, TakeRequest, Taken, take};
 pub use vault::BucketVault;
-pub use verify::verify;
+pub use verify::{check, verify};

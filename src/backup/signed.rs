@@ -16,8 +16,8 @@ use crate::sign::{Refusal, SIGNATURE_BYTES_MAX, SigningKey, Trust, signature_nam
 /// behind a manifest's digests needs no signature of its own.
 pub fn is_signed_kind(key: &str) -> bool {
     let named = |name: &str| key.rsplit('/').next() == Some(name);
-    (key.contains("/snapshots/") && (named("manifest.json") || named("verify.json")))
-        || (key.contains("/log/") && key.ends_with(".seg.zst.age"))
+    (key.contains("/snapshots/") && ["manifest.json", "verify.json", "bad.json"].iter().any(|name| named(name)))
+        || (key.contains("/log/") && (key.ends_with(".seg.zst.age") || named("epoch.json")))
         || (key.contains("/runs/") && (named("evidence.json") || named("report.html")))
         || key.ends_with("/recovery/secrets.tar.zst.age")
 }

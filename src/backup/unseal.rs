@@ -57,6 +57,28 @@ pub(super) async fn open(
     Ok(Box::pin(futures::stream::unfold(from_open, |mut queue| async { queue.recv().await.map(|item| (item, queue)) })))
 }
 
+/// Whether an object is stored as the manifest says: its length, and the digest of every byte.
+pub(super) async fn check_stored(store: &dyn ObjectStore, sealed: &Sealed) -> PortResult<()> {
+    let (name, key) = (store.name(), &sealed.key);
+    let mut body = store.stream(key, 0).await.map_err(|e| match e.code {
+        ErrorCode::NotFound => damaged(&name, key, "it is missing, though the manifest names it"),
+        _ => e,
+    })?;
+    let (mut digest, mut bytes) = (Sha256::new(), 0);
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk?;
+        bytes += chunk.len() as u64;
+        digest.update(&chunk);
+    }
+    if bytes != sealed.stored_bytes {
+        return Err(damaged(&name, key, &format!("it has {bytes} bytes, the manifest says {}", sealed.stored_bytes)));
+    }
+    if hex(&digest.finalize()) != sealed.stored_sha256 {
+        return Err(damaged(&name, key, "its SHA-256 is not the manifest's"));
+    }
+    Ok(())
+}
+
 fn damaged(store: &str, key: &str, what: &str) -> PortError {
     PortError::new(ErrorCode::Corrupt, format!("{key} in {store} cannot be used: {what}"))
         .hint("nothing was changed; use another snapshot (`hk-dr snapshot list`) or a copy of this object")

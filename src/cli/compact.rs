@@ -54,7 +54,7 @@ pub fn run(args: &Args, context: &Context) -> Result<(), CliError> {
                 size(manifest.etcd.plain_bytes),
                 size(manifest.etcd.stored_bytes)
             );
-            println!("It is unproven until it has been restored; `hk-dr snapshot verify` reads it back.");
+            println!("It is unproven: nobody has read it back (`hk-dr snapshot verify`).");
             Ok(())
         }
     }

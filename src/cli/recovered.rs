@@ -39,19 +39,25 @@ impl Recovered {
     /// An API server that serves it, with the keys of the snapshot that it began with.
     pub async fn api(&self, connected: &Connected) -> PortResult<IsolatedApi> {
         let world = &connected.world;
-        let fetch = async |name: &str| {
-            let (version, _) = world.artifacts.pinned(name, None)?;
-            Ok::<_, PortError>(world.artifacts.fetch(name, &version).await?.0)
-        };
-        let programs = Programs {
-            etcd: fetch("etcd").await?,
-            etcdutl: fetch("etcdutl").await?,
-            apiserver: fetch("kube-apiserver").await?,
-        };
+        let programs = programs(connected).await?;
         let set = world.backups.open_recovery_set(&self.recalled.snapshot).await?;
         let secrets = ClusterSecrets::from_recovery_set(&set)
             .map_err(|e| PortError::new(ErrorCode::Corrupt, format!("the snapshot's recovery set: {e}")))?;
         let (dir, clock) = (self.dir.path(), world.clock.as_ref());
         IsolatedApi::start(&programs, &self.file, &world.cluster, &secrets, dir, clock).await
     }
+}
+
+/// The pinned programs that serve a recovered state.
+pub(super) async fn programs(connected: &Connected) -> PortResult<Programs> {
+    let artifacts = &connected.world.artifacts;
+    let fetch = async |name: &str| {
+        let (version, _) = artifacts.pinned(name, None)?;
+        Ok::<_, PortError>(artifacts.fetch(name, &version).await?.0)
+    };
+    Ok(Programs {
+        etcd: fetch("etcd").await?,
+        etcdutl: fetch("etcdutl").await?,
+        apiserver: fetch("kube-apiserver").await?,
+    })
 }

@@ -4,7 +4,7 @@ use jiff::{Timestamp, Unit};
 use serde::Serialize;
 
 use super::{CliError, Context, ExitKind};
-use crate::backup::{Catalog, Entry};
+use crate::backup::{Catalog, Entry, Proof};
 use crate::distribution::server_name;
 use crate::distribution::upstream::VPN_UNITS;
 use crate::drawing::look_for_drift;
@@ -156,6 +156,9 @@ fn assemble(
         proof: entry.proof.to_string(),
         count: entries.len(),
     });
+    if let Some(entry) = entries.iter().find(|entry| matches!(entry.proof, Proof::Bad { .. })) {
+        attention.push(format!("snapshot {} is {}", entry.manifest.id, entry.proof));
+    }
     match &snapshot {
         None => attention.push("there is no snapshot: `hk-dr snapshot` takes one".into()),
         Some(s) if now.duration_since(s.taken_at).as_hours() >= SNAPSHOT_HOURS => {

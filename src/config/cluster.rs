@@ -171,6 +171,43 @@ pub struct BackupConfig {
     /// nothing is signed or checked. `hk-dr keys signing init` makes one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub signed_by: Vec<String>,
+    /// What `hk-dr snapshot prune` keeps.
+    #[serde(default)]
+    pub retention: RetentionConfig,
+}
+
+/// Which snapshots stay, by time. Of each hour, day, week, month and year (UTC) the first of the best proven is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RetentionConfig {
+    /// Every snapshot of so many hours.
+    pub all_hours: u32,
+    /// One an hour for so many days.
+    pub hourly_days: u32,
+    /// One a day for so many days.
+    pub daily_days: u32,
+    /// One a week for so many weeks.
+    pub weekly_weeks: u32,
+    /// One a month for so many months (31 days).
+    pub monthly_months: u32,
+    /// One a year for so many years.
+    pub yearly_years: u32,
+    /// So many days back every revision can be had: the log, and the snapshot it begins with.
+    pub log_days: u32,
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        Self {
+            all_hours: 24,
+            hourly_days: 2,
+            daily_days: 14,
+            weekly_weeks: 8,
+            monthly_months: 12,
+            yearly_years: 3,
+            log_days: 7,
+        }
+    }
 }
 
 fn default_valid_days() -> u32 {

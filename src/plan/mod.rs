@@ -14,6 +14,7 @@ mod placement;
 mod rebuild;
 mod replace;
 mod restore;
+pub mod retention;
 mod reversal;
 mod roll;
 mod rotate;

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::support::{FakeEtcd, Keys, backups, keys, newest, recovery_set, take_from, take_set};
 use crate::backup::seal::hex;
-use crate::backup::{Catalog, Identities, Proof, Recipients, fetch, verify};
+use crate::backup::{Catalog, Identities, Proof, Recipients, check, fetch, verify};
 use crate::bolt::tests::compacted_sample;
 use crate::ports::{Backups, ErrorCode, ObjectStore, PortError, PortResult, PutCondition, SystemClock};
 use crate::s3::versitygw::{VersityGw, free_port};
@@ -43,7 +43,7 @@ async fn a_snapshot_comes_back_as_it_was() {
     let (store, keys) = stored().await;
     let sample = compacted_sample();
     let entry = newest(&store).await;
-    assert_eq!(entry.proof, Proof::Unproven { read_at: None });
+    assert_eq!(entry.proof, Proof::Unproven);
     assert_eq!(entry.manifest.revision, sample.revision);
     assert_eq!(entry.manifest.compact_revision, sample.compacted);
     assert_eq!(entry.manifest.keys, Some(sample.live.len() as u64));
@@ -65,8 +65,8 @@ async fn a_snapshot_comes_back_as_it_was() {
     assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
     // Reading back proves no restore.
     let proof = newest(&store).await.proof;
-    assert!(matches!(proof, Proof::Unproven { read_at: Some(_) }));
-    assert!(proof.to_string().starts_with("unproven (read "));
+    assert!(matches!(proof, Proof::Verified { .. }));
+    assert!(proof.to_string().starts_with("verified "));
 }
 
 #[tokio::test]
@@ -199,8 +199,14 @@ async fn a_flipped_bit_anywhere_is_found() {
         assert!(failed.hint.unwrap().contains("another snapshot"));
         store.flip_bit(&sealed.key, offset, bit);
     }
-    assert_eq!(newest(&store).await.proof, Proof::Unproven { read_at: None });
+    // What was found is told to everybody, until it is read whole again.
+    let proof = newest(&store).await.proof;
+    assert!(matches!(&proof, Proof::Bad { problem, .. } if problem.contains(".age")), "{proof}");
     verify(&store, &manifest, &keys.first, scratch.path(), &SystemClock).await.unwrap();
+    assert!(matches!(newest(&store).await.proof, Proof::Verified { .. }));
+    check(&store, &manifest).await.unwrap();
+    store.flip_bit(&manifest.etcd.key, 700, 3);
+    assert_eq!(check(&store, &manifest).await.unwrap_err().code, ErrorCode::Corrupt);
 }
 
 #[tokio::test]

@@ -5,21 +5,70 @@ use std::path::Path;
 use serde_json::json;
 
 use super::oracle::save;
+use super::support::{keys, newest, take_set};
 use crate::backup::objects::{self, Change, Comparer, differences};
-use crate::backup::{IsolatedApi, Programs, field_changes};
+use crate::backup::{BootRequest, IsolatedApi, Programs, Proof, boot, field_changes, verify};
 use crate::bolt::Backend;
 use crate::bolt::tests::binary;
 use crate::distribution::pki::ClusterSecrets;
 use crate::distribution::tests_support::demo;
-use crate::ports::{Clock, Collection, Kube, SystemClock};
+use crate::ports::{Clock, Collection, ErrorCode, Etcd, Kube, ObjectStore, RecoverySet, SystemClock};
+use crate::s3::MemoryStore;
 
 async fn start(snapshot: &Path, secrets: &ClusterSecrets, scratch: &Path) -> IsolatedApi {
-    let programs = Programs {
+    IsolatedApi::start(&programs(), snapshot, &demo(), secrets, scratch, &SystemClock).await.unwrap()
+}
+
+/// A snapshot of a running cluster is proven by a start from it; one whose keys are another cluster's is called bad.
+async fn boots(api: &IsolatedApi, secrets: &ClusterSecrets, scratch: &Path) {
+    let (store, keys, etcd) = (MemoryStore::new(), keys(), api.etcd.client().await.unwrap());
+    let programs = programs();
+    let manifest = async |set: &RecoverySet| {
+        let mut set = set.clone();
+        set.insert("cluster.yaml".into(), (0o644, b"kind: Cluster".to_vec()));
+        set.insert("pki/kubernetes-ca.key".into(), (0o600, b"k".to_vec()));
+        take_set(&etcd, &store, &keys, &set).await.unwrap().manifest
+    };
+    let taken = manifest(&secrets.to_recovery_set()).await;
+    let cluster = demo();
+    let request = |manifest| BootRequest {
+        store: &store,
+        manifest,
+        identities: &keys.first,
+        programs: &programs,
+        cluster: &cluster,
+        scratch,
+        clock: &SystemClock,
+        live: Some(&etcd as &dyn Etcd),
+    };
+    let proven = boot(&request(&taken)).await.unwrap();
+    assert_eq!((proven.level.as_str(), proven.kinds["secrets"]), ("boot", 1));
+    assert_eq!(proven.hash_agreed, ["local"]);
+    assert!(!proven.not_served.contains_key("configmaps") && !proven.not_served.contains_key("secrets"));
+    let shown = newest(&store).await.proof;
+    assert!(matches!(&shown, Proof::Proven { level, .. } if level == "boot"), "{shown}");
+    // Less than that is no news.
+    verify(&store, &taken, &keys.first, scratch, &SystemClock).await.unwrap();
+    assert_eq!(newest(&store).await.proof, shown);
+
+    // Its Secrets cannot be read with these keys, though every byte is as it was.
+    store.delete(&format!("demo/snapshots/{}/manifest.json", taken.id)).await.unwrap();
+    let other = ClusterSecrets::generate(&cluster, SystemClock.now()).unwrap();
+    // A snapshot of the same second and revision would have the same name.
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    let unreadable = manifest(&other.to_recovery_set()).await;
+    let failed = boot(&request(&unreadable)).await.unwrap_err();
+    assert_eq!(failed.code, ErrorCode::Corrupt, "{failed}");
+    assert!(failed.message.contains("secrets"), "{failed}");
+    assert!(matches!(newest(&store).await.proof, Proof::Bad { .. }));
+}
+
+fn programs() -> Programs {
+    Programs {
         etcd: binary("etcd-3.6.16"),
         etcdutl: binary("etcdutl-3.6.16"),
         apiserver: binary("kube-apiserver-1.35.4"),
-    };
-    IsolatedApi::start(&programs, snapshot, &demo(), secrets, scratch, &SystemClock).await.unwrap()
+    }
 }
 
 fn backend(path: &Path) -> Backend {
@@ -65,6 +114,7 @@ async fn objects_come_back_as_they_were_with_secrets_decrypted() {
     let then = api.kube.get(&collection, "key").await.unwrap().unwrap();
     assert_eq!(then["data"]["password"], "b25l");
     assert!(api.kube.get(&core("configmaps"), "gone").await.unwrap().is_some());
+    boots(&api, &secrets, dir.path()).await;
     drop(api);
     let mut changed = then.clone();
     changed["data"]["password"] = json!("dHdv");

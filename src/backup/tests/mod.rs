@@ -4,6 +4,7 @@ mod faults;
 mod looking;
 mod members;
 pub mod oracle;
+mod pruning;
 mod signing;
 mod stock_tools;
 pub mod support;

@@ -1,5 +1,6 @@
 mod fetch;
 mod list;
+mod prune;
 mod show;
 pub(super) mod take;
 mod verify;
@@ -17,14 +18,16 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Take a snapshot now (the same as no subcommand).
-    Take,
+    /// Take a snapshot now (the same as no subcommand), and read it back.
+    Take(take::Args),
     /// List the snapshots in the bucket, newest first.
     List,
     /// Show what is known about one snapshot.
     Show(Choice),
-    /// Read a snapshot back: decrypt, decompress, check every digest, walk the database, count keys by kind.
-    Verify(Choice),
+    /// Find out what a snapshot is worth, and record it.
+    Verify(verify::Args),
+    /// Remove what cluster.yaml says need not be kept, each decision with its reason.
+    Prune(prune::Args),
     /// Decrypt a snapshot into local files that etcdutl and tar take.
     Fetch(fetch::Args),
 }
@@ -40,10 +43,12 @@ struct Choice {
 /// Runs the command.
 pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     match args.command {
-        None | Some(Command::Take) => take::run(context),
+        None => take::run(&take::Args::default(), context),
+        Some(Command::Take(args)) => take::run(&args, context),
+        Some(Command::Prune(args)) => prune::run(&args, context),
         Some(Command::List) => list::run(context),
         Some(Command::Show(choice)) => show::run(&choice, context),
-        Some(Command::Verify(choice)) => verify::run(&choice, context),
+        Some(Command::Verify(args)) => verify::run(&args, context),
         Some(Command::Fetch(args)) => fetch::run(&args, context),
     }
 }

@@ -4,13 +4,21 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{print_json, size};
-use crate::backup::{Progress, Taken};
+use crate::backup::{Identities, Progress, Taken, verify};
 use crate::cli::connect::{Connected, connect};
 use crate::cli::members::etcd_of;
 use crate::cli::{CliError, Context};
 use crate::ports::PortResult;
 
-pub(super) fn run(context: &Context) -> Result<(), CliError> {
+/// How.
+#[derive(clap::Args, Default)]
+pub(super) struct Args {
+    /// Don't read it back. It stays unproven until `hk-dr snapshot verify` does.
+    #[arg(long)]
+    no_verify: bool,
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let connected = connect(context)?;
     let progress = Arc::default();
     let taken = context.block_on(async {
@@ -21,6 +29,14 @@ pub(super) fn run(context: &Context) -> Result<(), CliError> {
         }
     })?;
     let manifest = &taken.manifest;
+    if !args.no_verify {
+        let identities = Identities::load_given(context.global.identity.as_deref())?;
+        let (store, source) = (connected.store.as_ref(), &connected.source);
+        let scratch = &source.scratch;
+        context
+            .block_on(verify(store, manifest, &identities, scratch, source.clock.as_ref()))
+            .map_err(|e| e.context(format!("snapshot {} was taken, but it cannot be relied on", manifest.id)))?;
+    }
     if context.global.json {
         return print_json(manifest);
     }
@@ -33,7 +49,13 @@ pub(super) fn run(context: &Context) -> Result<(), CliError> {
         size(manifest.etcd.plain_bytes),
         size(manifest.etcd.stored_bytes + manifest.recovery.stored_bytes),
     );
-    println!("It is unproven until it has been restored; `hk-dr snapshot verify` reads it back.");
+    if args.no_verify {
+        println!("It is unproven: nobody has read it back (`hk-dr snapshot verify`).");
+    } else {
+        println!(
+            "It was read back whole. Proven it is when something rose from it (`hk-dr snapshot verify --level boot`)."
+        );
+    }
     Ok(())
 }
 
