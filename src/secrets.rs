@@ -44,6 +44,8 @@ pub struct Secrets {
     signing_key: Option<SecretString>,
     /// The key that servers knew before, until its rotation has ended.
     ssh_previous_private_key: Option<SecretString>,
+    /// Access key and secret key of further buckets, by the copy's name.
+    copies: std::collections::BTreeMap<String, (SecretString, SecretString)>,
     /// Why the file could not add anything.
     absent: Option<PortError>,
     /// What a person should know and nothing depends on.
@@ -76,6 +78,23 @@ struct Plain {
     signing_key: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ssh_previous_private_key: Option<String>,
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    copies: std::collections::BTreeMap<String, PlainCopy>,
+}
+
+/// The credential of a further bucket.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PlainCopy {
+    s3_access_key: String,
+    s3_secret_key: String,
+}
+
+impl Drop for PlainCopy {
+    fn drop(&mut self) {
+        self.s3_access_key.zeroize();
+        self.s3_secret_key.zeroize();
+    }
 }
 
 impl Drop for Plain {
@@ -106,6 +125,7 @@ impl Secrets {
             ssh_private_key: None,
             ssh_previous_private_key: None,
             signing_key: None,
+            copies: Default::default(),
             absent: None,
             warnings: Vec::new(),
         };
@@ -143,6 +163,27 @@ impl Secrets {
         self.ssh_private_key = secret(&plain.ssh_private_key);
         self.ssh_previous_private_key = secret(&plain.ssh_previous_private_key);
         self.signing_key = secret(&plain.signing_key);
+        let pair = |copy: &PlainCopy| (copy.s3_access_key.clone().into(), copy.s3_secret_key.clone().into());
+        self.copies = plain.copies.iter().map(|(name, copy)| (name.clone(), pair(copy))).collect();
+    }
+
+    /// Access key and secret key of a further bucket.
+    ///
+    /// # Errors
+    /// Says how they get into the file.
+    pub fn copy_keys(&self, name: &str) -> PortResult<(&SecretString, &SecretString)> {
+        let pair = self.copies.get(name).map(|(access, secret)| (access, secret));
+        if pair.is_none()
+            && let Some(absent) = &self.absent
+        {
+            return Err(absent.clone().context(format!("the credential of copy {name} is not known")));
+        }
+        pair.ok_or_else(|| {
+            let message = format!("the credential of copy {name} is not known: {SECRETS_FILE} has none");
+            PortError::new(ErrorCode::Unauthorized, message).hint(format!(
+                "nothing was touched; with its keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: hk-dr keys bucket {name}"
+            ))
+        })
     }
 
     /// The key that signs backups and evidence, if there is one and the file could be opened.
@@ -245,6 +286,7 @@ pub fn seal(values: &Overrides, ssh_private_key: &SecretString, recipients: &Rec
         ssh_private_key: Some(ssh_private_key.expose_secret().to_owned()),
         signing_key: None,
         ssh_previous_private_key: None,
+        copies: Default::default(),
     };
     seal_plain(&plain, recipients)
 }
@@ -264,6 +306,24 @@ pub fn keep_signing_key(
     let mut plain = open(&read(&path)?, &path, identities)?;
     plain.signing_key.zeroize();
     plain.signing_key = Some(key.to_text()?.expose_secret().to_owned());
+    write_file(&path, 0o644, &seal_plain(&plain, recipients)?, true)
+}
+
+/// Puts the credential of a further bucket into `secrets.yaml.age` in `dir`, and encrypts it anew to `recipients`.
+///
+/// # Errors
+/// As [`keep_signing_key`].
+pub fn keep_copy_keys(
+    dir: &Path,
+    identities: &Identities,
+    recipients: &Recipients,
+    name: &str,
+    (access, secret): (&SecretString, &SecretString),
+) -> PortResult<()> {
+    let path = dir.join(SECRETS_FILE);
+    let mut plain = open(&read(&path)?, &path, identities)?;
+    let (s3_access_key, s3_secret_key) = (access.expose_secret().to_owned(), secret.expose_secret().to_owned());
+    plain.copies.insert(name.to_owned(), PlainCopy { s3_access_key, s3_secret_key });
     write_file(&path, 0o644, &seal_plain(&plain, recipients)?, true)
 }
 
@@ -419,6 +479,12 @@ mod tests {
         keep_signing_key(team.dir.path(), &identities, &recipients, &key).unwrap();
         let secrets = load(&team, Some("two"), Overrides::default()).unwrap();
         assert_eq!(secrets.signing_key().unwrap().unwrap().public(), key.public());
+        let pair = (&"a".to_owned().into(), &"s".to_owned().into());
+        keep_copy_keys(team.dir.path(), &identities, &recipients, "nbg", pair).unwrap();
+        let secrets = load(&team, Some("two"), Overrides::default()).unwrap();
+        assert_eq!(secrets.copy_keys("nbg").unwrap().1.expose_secret(), "s");
+        assert!(secrets.copy_keys("hel").unwrap_err().hint.unwrap().contains("keys bucket hel"));
+        assert!(secrets.signing_key().unwrap().is_some());
         assert_eq!(secrets.cloud_token().unwrap().expose_secret(), "token");
     }
 

@@ -25,6 +25,26 @@ pub(super) async fn open(
     recipients: &[String],
     identities: &Identities,
 ) -> PortResult<ByteStream> {
+    // What was given out cannot be taken back, so of several buckets one is chosen whose copy was read whole.
+    let mut damage = None;
+    for copy in store.copies() {
+        match check_stored(copy.as_ref(), sealed).await {
+            Ok(()) => return open_one(copy.as_ref(), sealed, recipients, identities).await,
+            Err(e) => damage = damage.or(Some(e)),
+        }
+    }
+    match damage {
+        Some(damage) => Err(damage.context("no bucket has it whole")),
+        None => open_one(store, sealed, recipients, identities).await,
+    }
+}
+
+async fn open_one(
+    store: &dyn ObjectStore,
+    sealed: &Sealed,
+    recipients: &[String],
+    identities: &Identities,
+) -> PortResult<ByteStream> {
     let name = store.name();
     let info = store.head(&sealed.key).await.map_err(|e| match e.code {
         ErrorCode::NotFound => damaged(&name, &sealed.key, "it is missing, though the manifest names it"),

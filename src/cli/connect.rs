@@ -4,17 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use secrecy::ExposeSecret;
 use tokio::sync::OnceCell;
 
+use super::buckets::Buckets;
 use super::{CliError, Context, ExitKind};
 use crate::artifacts::{Cache, Silent, Sources};
-use crate::backup::{Archive, BucketBackups, BucketVault, Identities, Recipients, SignedStore, Source};
+use crate::backup::{Archive, BucketBackups, BucketVault, Identities, Recipients, Source};
 use crate::config::Cluster;
 use crate::hetzner::HetznerCloud;
 use crate::machines::ShellMachines;
 use crate::ports::{Artifacts, Cloud, ObjectStore, PortResult, Reach, SystemClock, Vault};
-use crate::s3::{S3Config, S3Store};
 use crate::secrets::Secrets;
 use crate::sign::{SigningKey, Trust};
 use crate::ssh::{Direct, SshDialer, SshShell};
@@ -43,10 +42,10 @@ pub struct Connected {
     /// OpenSSH form.
     pub ssh_public_key: String,
     pub world: World,
-    /// The bucket, behind signatures where cluster.yaml names keys.
+    /// The bucket, or all of them at once, behind signatures where cluster.yaml names keys.
     pub store: Arc<dyn ObjectStore>,
-    /// The bucket as it is, for what is about the bucket itself.
-    pub bucket: Arc<S3Store>,
+    /// The buckets themselves.
+    pub buckets: Buckets,
     /// Signs evidence and reports; what goes into the bucket is signed on its way.
     pub signer: Option<Arc<SigningKey>>,
     /// The cloud, for what no port asks.
@@ -91,16 +90,10 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
     let cluster = declared.cluster.clone();
     let endpoint = secrets.cloud_endpoint().unwrap_or(CLOUD_ENDPOINT);
     let hetzner = HetznerCloud::new(endpoint, secrets.cloud_token()?)?;
-    let bucket = Arc::new(S3Store::connect(&S3Config {
-        endpoint: secrets.s3_endpoint().map(str::to_owned).or_else(|| cluster.backup.endpoint.clone()),
-        region: cluster.backup.region.clone(),
-        bucket: cluster.backup.bucket.clone(),
-        access_key: secrets.s3_access_key()?.expose_secret().to_owned(),
-        secret_key: secrets.s3_secret_key()?.clone(),
-    })?);
     let trust = Trust::parse(&cluster.backup.signed_by)?;
     let signer = signer(&secrets, &trust)?;
-    let store = SignedStore::over(Arc::clone(&bucket) as _, &trust, signer.as_ref(), context.global.accept_unsigned);
+    let buckets = Buckets::of(&cluster, &secrets, &trust, signer.as_ref(), context)?;
+    let store = Arc::clone(&buckets.store);
     let cloud: Arc<dyn Cloud> = Arc::new(hetzner.clone());
     let identities = context.global.identity.as_deref().map(Identities::load).transpose()?;
     let clock = Arc::new(SystemClock);
@@ -153,7 +146,7 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
         cluster,
     };
     let ssh_public_key = ssh_public_key(context)?;
-    Ok(Connected { declared, ssh_public_key, world, hetzner, store, bucket, signer, source, shell, reach })
+    Ok(Connected { declared, ssh_public_key, world, hetzner, store, buckets, signer, source, shell, reach })
 }
 
 /// The key that signs. One that nobody would believe is not used.

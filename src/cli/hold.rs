@@ -34,7 +34,7 @@ pub struct Held {
 
 /// Acquires it. `take_over`: from whoever holds it elsewhere.
 pub async fn hold(context: &Context, connected: &Connected, purpose: &str, take_over: bool) -> Result<Held, CliError> {
-    connected.bucket.ensure_bucket().await?;
+    connected.buckets.ensure().await?;
     let world = &connected.world;
     let cluster = &connected.declared.cluster.name;
     let dir = context.state_dir().join(cluster);

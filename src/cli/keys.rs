@@ -10,8 +10,8 @@ use clap::Subcommand;
 
 use super::credentials::{overrides, overrides_from};
 use super::{CliError, Context, ExitKind};
-use crate::backup::Recipients;
-use crate::secrets::{Overrides, SECRETS_FILE, seal, write_file};
+use crate::backup::{Identities, Recipients};
+use crate::secrets::{Overrides, SECRETS_FILE, keep_copy_keys, seal, write_file};
 use crate::ssh;
 
 pub(super) use rotate::ended as rotation_ended;
@@ -51,6 +51,15 @@ enum Command {
     },
     /// Shows the public parts: recipients and SSH key.
     Show,
+    /// Puts the credential of one of `backup.copies` into secrets.yaml.age, from AWS_ACCESS_KEY_ID and
+    /// AWS_SECRET_ACCESS_KEY in the environment or, with --stdin, from lines NAME=VALUE.
+    Bucket {
+        /// The copy's name in cluster.yaml.
+        name: String,
+        /// Reads NAME=VALUE lines from standard input.
+        #[arg(long)]
+        stdin: bool,
+    },
     /// The key that signs backups and evidence, so that nobody who only writes to the bucket can forge them.
     Signing(signing::Args),
     /// Puts a new key in the place of the one in use.
@@ -74,9 +83,36 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
             show(dir, context)
         }
         Command::Show => show(dir, context),
+        Command::Bucket { name, stdin } => {
+            let values = if stdin { from_stdin()? } else { overrides() };
+            bucket(context, &name, &values)
+        }
         Command::Signing(args) => signing::run(args, context),
         Command::Rotate(args) => rotate::run(&args, context),
     }
+}
+
+fn bucket(context: &Context, name: &str, values: &Overrides) -> Result<(), CliError> {
+    let cluster = super::validate::load_cluster(context)?;
+    let names: Vec<&str> = cluster.backup.copies.iter().map(|copy| copy.name.as_str()).collect();
+    if !names.contains(&name) {
+        let message = format!("cluster.yaml declares no copy `{name}` in backup.copies");
+        return Err(CliError::new(ExitKind::Usage, message).hint(format!("there are: {}", names.join(", "))));
+    }
+    let (Some(access), Some(secret)) = (&values.s3_access_key, &values.s3_secret_key) else {
+        return Err(CliError::new(ExitKind::Usage, "AWS_ACCESS_KEY_ID or AWS_SECRET_ACCESS_KEY is not set")
+            .hint("nothing was written; set both in the environment, or pass NAME=VALUE lines with --stdin"));
+    };
+    let dir = &context.global.dir;
+    let identities = Identities::load_given(context.global.identity.as_deref())?;
+    let recipients = Recipients::load(&dir.join(&cluster.backup.recipients_file))?;
+    keep_copy_keys(dir, &identities, &recipients, name, (access, secret))?;
+    if context.global.json {
+        println!("{}", serde_json::json!({"copy": name}));
+    } else {
+        println!("The credential of copy {name} is in {SECRETS_FILE}. Commit it; `hk-dr mirror` fills the bucket.");
+    }
+    Ok(())
 }
 
 fn from_stdin() -> Result<Overrides, CliError> {

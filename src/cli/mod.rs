@@ -4,6 +4,7 @@ mod abort;
 mod approve;
 mod artifacts;
 mod bench;
+mod buckets;
 mod build;
 mod certificates;
 mod compact;
@@ -17,6 +18,7 @@ mod demo_probe;
 mod destroy;
 mod diff;
 mod display;
+mod doctor;
 mod drift;
 mod drive;
 mod error;
@@ -31,12 +33,14 @@ mod lab_status;
 mod log;
 mod materialize;
 mod members;
+mod mirror;
 mod obtain;
 mod plan;
 mod policy;
 mod rebuild;
 mod recovered;
 mod report;
+mod restore_object;
 mod resume;
 mod runbook;
 mod runs;
@@ -81,8 +85,11 @@ enum Command {
     Log(log::Args),
     Materialize(materialize::Args),
     Compact(compact::Args),
+    Mirror(mirror::Args),
+    Doctor(doctor::Args),
     Diff(diff::Args),
     Get(get::Args),
+    RestoreObject(restore_object::Args),
     Resume(resume::Args),
     Abort(abort::Args),
     Approve(approve::Args),
@@ -142,6 +149,9 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Snapshot(args) => snapshot::run(args, context),
         Command::Log(args) => log::run(args, context),
         Command::Materialize(args) => materialize::run(&args, context),
+        Command::Doctor(args) => doctor::run(&args, context),
+        Command::RestoreObject(args) => restore_object::run(&args, context),
+        Command::Mirror(args) => mirror::run(&args, context),
         Command::Compact(args) => compact::run(&args, context),
         Command::Diff(args) => diff::run(&args, context),
         Command::Get(args) => get::run(&args, context),

@@ -90,7 +90,13 @@ struct DrillLine {
 /// Looks and prints.
 pub fn run(_: Args, context: &Context) -> Result<(), CliError> {
     let connected = super::connect::connect(context)?;
-    let status = context.block_on(look(&connected.world, &connected.ssh_public_key))?;
+    let mut status = context.block_on(look(&connected.world, &connected.ssh_public_key))?;
+    for problem in connected.buckets.problems() {
+        status.attention.push(format!("not every bucket does its part: {problem} → hk-dr mirror"));
+        if status.health == "healthy" {
+            status.health = "attention";
+        }
+    }
     if context.global.json {
         println!("{}", serde_json::json!(status));
     } else {

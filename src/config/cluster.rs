@@ -171,9 +171,26 @@ pub struct BackupConfig {
     /// nothing is signed or checked. `hk-dr keys signing init` makes one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub signed_by: Vec<String>,
+    /// Further buckets that hold the same: elsewhere, under other credentials (`hk-dr keys bucket NAME`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<CopyConfig>,
     /// What `hk-dr snapshot prune` keeps.
     #[serde(default)]
     pub retention: RetentionConfig,
+}
+
+/// A further bucket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CopyConfig {
+    /// Names its credentials in `secrets.yaml.age`.
+    pub name: String,
+    pub bucket: String,
+    #[serde(default = "default_region")]
+    pub region: String,
+    /// S3 endpoint; none means AWS.
+    #[serde(default)]
+    pub endpoint: Option<String>,
 }
 
 /// Which snapshots stay, by time. Of each hour, day, week, month and year (UTC) the first of the best proven is kept.

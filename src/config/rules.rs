@@ -375,6 +375,27 @@ impl Rules<'_> {
             let message = format!("`{file}` is not a file beside cluster.yaml");
             self.wrong("backup.recipientsFile", message, "what a rebuild needs must be in the same Git directory");
         }
+        let copies = self.cluster.backup.copies.clone();
+        for (index, copy) in copies.iter().enumerate() {
+            let at = |field: &str| format!("backup.copies.{index}.{field}");
+            if !is_label(&copy.name) || copies[..index].iter().any(|other| other.name == copy.name) {
+                let message = format!("`{}` can't be the name of a copy", copy.name);
+                self.wrong(&at("name"), message, "lower-case letters, digits and dashes; each name once");
+            }
+            if !is_bucket(&copy.bucket) {
+                self.wrong(&at("bucket"), format!("`{}` can't be a bucket's name", copy.bucket), "as backup.bucket");
+            }
+            if let Some(endpoint) = &copy.endpoint
+                && !endpoint.starts_with("https://")
+                && !endpoint.starts_with("http://")
+            {
+                self.wrong(
+                    &at("endpoint"),
+                    format!("`{endpoint}` is not a URL"),
+                    format!("write `https://{endpoint}`"),
+                );
+            }
+        }
         for (index, key) in self.cluster.backup.signed_by.iter().enumerate() {
             if crate::sign::PublicKey::parse(key).is_err() {
                 let message = format!("`{key}` is not a minisign public key");

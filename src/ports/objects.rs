@@ -78,6 +78,10 @@ pub trait ObjectStore: Send + Sync {
     /// Reads an object as a stream, from the given offset.
     async fn stream(&self, key: &str, offset_bytes: u64) -> PortResult<ByteStream>;
     async fn head(&self, key: &str) -> PortResult<ObjectInfo>;
+    /// The buckets behind this one, where it is several that hold the same.
+    fn copies(&self) -> Vec<std::sync::Arc<dyn ObjectStore>> {
+        Vec::new()
+    }
     /// All objects below a prefix, over all pages, in key order.
     async fn list(&self, prefix: &str) -> PortResult<Vec<ObjectInfo>>;
     async fn upload(&self, key: &str) -> PortResult<Box<dyn Upload>>;

@@ -7,6 +7,7 @@ pub(crate) mod contract;
 mod dir;
 mod error;
 mod memory;
+mod settings;
 mod store;
 mod upload;
 pub mod versitygw;
@@ -14,6 +15,7 @@ pub mod versitygw;
 pub use config::S3Config;
 pub use dir::DirStore;
 pub use memory::{Fault, MemoryStore, Operation};
+pub use settings::BucketSettings;
 pub use store::S3Store;
 
 /// Size of the parts that uploads are made of, in bytes. S3 allows 10,000 parts: 78 GiB an object.

@@ -5,6 +5,7 @@ mod looking;
 mod members;
 pub mod oracle;
 mod pruning;
+mod several;
 mod signing;
 mod stock_tools;
 pub mod support;

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use crate::backup::{Identities, Recipients, adopt};
+use crate::backup::{Adopted, Identities, Recipients, adopt};
 use crate::cli::connect::connect;
 use crate::cli::credentials::load_secrets;
 use crate::cli::{CliError, Context, ExitKind, validate};
@@ -136,8 +136,19 @@ fn adopt_all(context: &Context, dry_run: bool, yes: bool) -> Result<(), CliError
         return Err(CliError::new(ExitKind::Usage, "there is no signing key")
             .hint("nothing was signed; `hk-dr keys signing init` makes one"));
     };
-    let bucket = connected.bucket.as_ref();
-    let adopt = |dry_run| context.block_on(adopt(bucket, &cluster.name, &trust, signer, dry_run));
+    // Each bucket by itself: what one has unsigned may be signed in another.
+    let adopt = |dry_run| {
+        context.block_on(async {
+            let mut all = Adopted::default();
+            for bucket in &connected.buckets.bare {
+                let one = adopt(bucket.as_ref(), &cluster.name, &trust, signer, dry_run).await?;
+                all.signed.extend(one.signed);
+                all.already += one.already;
+                all.refused.extend(one.refused);
+            }
+            Ok::<_, crate::ports::PortError>(all)
+        })
+    };
     let mut adopted = adopt(true)?;
     if !dry_run && !adopted.signed.is_empty() {
         if !yes {

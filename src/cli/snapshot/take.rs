@@ -37,6 +37,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
             .block_on(verify(store, manifest, &identities, scratch, source.clock.as_ref()))
             .map_err(|e| e.context(format!("snapshot {} was taken, but it cannot be relied on", manifest.id)))?;
     }
+    connected.buckets.warn();
     if context.global.json {
         return print_json(manifest);
     }

@@ -7,8 +7,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::support::CLUSTER;
+use crate::backup::log::index::EpochDocument;
 use crate::backup::log::segment::{Follows, Head, encode, push_change};
-use crate::backup::log::{EpochDocument, SegmentName, read};
+use crate::backup::log::{SegmentName, read};
 use crate::backup::seal::seal_small;
 use crate::backup::tests::support::{FakeEtcd, Keys, keys, newest, recovery_set, take_from};
 use crate::backup::{BucketVault, Catalog, Identities, Manifest, Sealed, SignedStore, unseal, verify};

@@ -1,0 +1,95 @@
+//! The buckets that cluster.yaml declares: one, or several that hold the same.
+
+use std::sync::Arc;
+
+use secrecy::ExposeSecret;
+
+use super::{CliError, Context};
+use crate::backup::{Copies, SignedStore};
+use crate::config::Cluster;
+use crate::ports::ObjectStore;
+use crate::s3::{S3Config, S3Store};
+use crate::secrets::Secrets;
+use crate::sign::{SigningKey, Trust};
+
+/// All of them, and what everything else works with.
+pub struct Buckets {
+    /// Behind signatures where cluster.yaml names keys, and all of them at once.
+    pub store: Arc<dyn ObjectStore>,
+    /// As they are, the home bucket first.
+    pub bare: Vec<Arc<S3Store>>,
+    /// Set if there are several.
+    copies: Option<Arc<Copies>>,
+}
+
+impl Buckets {
+    /// Connects to nothing yet.
+    pub(super) fn of(
+        cluster: &Cluster,
+        secrets: &Secrets,
+        trust: &Trust,
+        signer: Option<&Arc<SigningKey>>,
+        context: &Context,
+    ) -> Result<Self, CliError> {
+        let backup = &cluster.backup;
+        let mut bare = vec![Arc::new(S3Store::connect(&S3Config {
+            endpoint: secrets.s3_endpoint().map(str::to_owned).or_else(|| backup.endpoint.clone()),
+            region: backup.region.clone(),
+            bucket: backup.bucket.clone(),
+            access_key: secrets.s3_access_key()?.expose_secret().to_owned(),
+            secret_key: secrets.s3_secret_key()?.clone(),
+        })?)];
+        for copy in &backup.copies {
+            let (access, secret) = secrets.copy_keys(&copy.name)?;
+            bare.push(Arc::new(S3Store::connect(&S3Config {
+                endpoint: copy.endpoint.clone(),
+                region: copy.region.clone(),
+                bucket: copy.bucket.clone(),
+                access_key: access.expose_secret().to_owned(),
+                secret_key: secret.clone(),
+            })?));
+        }
+        let accept = context.global.accept_unsigned;
+        let mut stores: Vec<Arc<dyn ObjectStore>> =
+            bare.iter().map(|store| SignedStore::over(Arc::clone(store) as _, trust, signer, accept)).collect();
+        if stores.len() > 1 {
+            let copies = Arc::new(Copies::new(stores));
+            return Ok(Self { store: Arc::clone(&copies) as _, bare, copies: Some(copies) });
+        }
+        Ok(Self { store: stores.remove(0), bare, copies: None })
+    }
+
+    /// Makes buckets that are missing. One of several that cannot be made stops nobody.
+    pub async fn ensure(&self) -> Result<(), CliError> {
+        let mut made = 0;
+        let mut failed = None;
+        for bucket in &self.bare {
+            match bucket.ensure_bucket().await {
+                Ok(_) => made += 1,
+                Err(e) => {
+                    if self.copies.is_some() {
+                        eprintln!("warning: {e}");
+                    }
+                    failed = Some(e);
+                }
+            }
+        }
+        match failed {
+            Some(failed) if made == 0 => Err(failed.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// What went wrong with one of several buckets while the others did their work.
+    pub fn problems(&self) -> Vec<String> {
+        self.copies.as_ref().map(|copies| copies.problems()).unwrap_or_default()
+    }
+
+    /// Says it, and what to do about it.
+    pub fn warn(&self) {
+        for problem in self.problems() {
+            eprintln!("warning: not every bucket did its part: {problem}");
+            eprintln!("  → the others have everything; `hk-dr mirror` brings it up to date");
+        }
+    }
+}
