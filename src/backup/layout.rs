@@ -10,7 +10,7 @@ pub(super) fn time_name(at: Timestamp) -> String {
 /// The time that a name was made from.
 pub(super) fn parse_time_name(name: &str) -> Option<Timestamp> {
     let civil = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", name).ok()?;
-    civil.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+    jiff::tz::Offset::UTC.to_timestamp(civil).ok()
 }
 
 /// The name of a snapshot: the time it was begun, and the revision that was read from its data.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{Timestamp, tz::Offset};
 use serde::Serialize;
 
 use crate::config::RetentionConfig;
@@ -72,14 +72,14 @@ fn tiers(policy: &RetentionConfig) -> [Tier; 5] {
             name: "month",
             window_seconds: 31 * days(policy.monthly_months),
             period: |at| {
-                let date = at.to_zoned(TimeZone::UTC);
+                let date = Offset::UTC.to_datetime(at);
                 i64::from(date.year()) * 12 + i64::from(date.month())
             },
         },
         Tier {
             name: "year",
             window_seconds: 366 * days(policy.yearly_years),
-            period: |at| i64::from(at.to_zoned(TimeZone::UTC).year()),
+            period: |at| i64::from(Offset::UTC.to_datetime(at).year()),
         },
     ]
 }
