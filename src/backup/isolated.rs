@@ -19,6 +19,11 @@ use crate::s3::versitygw::free_port;
 /// How long the API server may take to serve; on a slow machine it takes half a minute.
 const START_DEADLINE: Duration = Duration::from_secs(120);
 
+/// How often its log is looked at meanwhile.
+const LOG_EVERY: Duration = Duration::from_secs(2);
+/// How kube-apiserver says that it can't decrypt what is stored: it never gets ready then.
+const UNDECRYPTED: [&str; 2] = ["failed to decrypt", "unable to transform key"];
+
 /// The programs it takes.
 pub struct Programs {
     pub etcd: PathBuf,
@@ -30,8 +35,7 @@ pub struct Programs {
 pub struct IsolatedApi {
     pub kube: KubeClient,
     _apiserver: Ended,
-    /// Ends with this value; tests take snapshots of it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "kept for its end"))]
+    /// Ends with this value.
     pub(super) etcd: LocalEtcd,
     _dir: tempfile::TempDir,
 }
@@ -109,7 +113,16 @@ impl IsolatedApi {
         let mut apiserver = Ended(apiserver);
         let kube = KubeClient::direct(&format!("https://127.0.0.1:{port}"), &tls)?;
         let begun = Instant::now();
+        let mut log_looked_at = Instant::now();
         while !matches!(kube.ready().await, Ok(true)) {
+            if log_looked_at.elapsed() > LOG_EVERY {
+                log_looked_at = Instant::now();
+                if let Some(line) = undecrypted(&std::fs::read_to_string(at("log")).unwrap_or_default()) {
+                    let message = format!("the encryption keys kept with it do not open its secrets: {line}");
+                    return Err(PortError::new(ErrorCode::Corrupt, message)
+                        .hint("do not restore it: no Secret would be readable; use another snapshot"));
+                }
+            }
             let ended = apiserver.0.try_wait().ok().flatten();
             if ended.is_some() || begun.elapsed() > START_DEADLINE {
                 let log = std::fs::read_to_string(at("log")).unwrap_or_default();
@@ -121,4 +134,10 @@ impl IsolatedApi {
         }
         Ok(Self { kube, _apiserver: apiserver, etcd, _dir: dir })
     }
+}
+
+/// The first line that speaks of data which the keys do not open, cut short.
+fn undecrypted(log: &str) -> Option<String> {
+    let line = log.lines().find(|line| UNDECRYPTED.iter().any(|said| line.contains(said)))?;
+    Some(line.chars().take(300).collect())
 }

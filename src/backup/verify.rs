@@ -9,7 +9,7 @@ use futures::StreamExt;
 use super::manifest::{FORMAT, Finding, Manifest, Verification};
 use super::{Identities, catalog, kind_of, layout, unseal};
 use crate::bolt::Backend;
-use crate::ports::{Clock, ErrorCode, ObjectStore, PortError, PortResult, PutCondition};
+use crate::ports::{Clock, ErrorClass, ErrorCode, ObjectStore, PortError, PortResult, PutCondition};
 
 /// Looks at a snapshot without opening it (level `check`): both objects are there and have the digests that the manifest
 /// names. Needs no identity, and proves nothing that is recorded.
@@ -123,6 +123,8 @@ async fn record(store: &dyn ObjectStore, manifest: &Manifest, verification: &Ver
             }
         }
         Err(e) if matches!(e.code, ErrorCode::NotFound | ErrorCode::Unsigned) => {}
+        // One of several buckets is away and may have it: what was found now is written to those that are there.
+        Err(e) if e.class() == ErrorClass::Transient => {}
         Err(e) => return Err(e),
     }
     write(store, &key, verification).await
@@ -133,7 +135,7 @@ async fn clear_finding(store: &dyn ObjectStore, manifest: &Manifest, clock: &dyn
     let key = layout::beside(&manifest.cluster, &manifest.id, layout::BAD);
     match store.head(&key).await {
         Ok(_) => record_finding(store, manifest, clock, None).await,
-        Err(e) if e.code == ErrorCode::NotFound => Ok(()),
+        Err(e) if e.code == ErrorCode::NotFound || e.class() == ErrorClass::Transient => Ok(()),
         Err(e) => Err(e),
     }
 }

@@ -56,15 +56,7 @@ struct Figure {
 
 /// All benches, in the order they run.
 fn benches() -> Vec<Bench> {
-    vec![
-        DEMO,
-        snapshot::SNAPSHOT,
-        lab::LAB,
-        history::HISTORY,
-        drills::DRILLS,
-        replace::REPLACE,
-        service::SERVICE,
-    ]
+    vec![DEMO, snapshot::SNAPSHOT, lab::LAB, history::HISTORY, drills::DRILLS, replace::REPLACE, service::SERVICE]
 }
 
 const DEMO: Bench = Bench {
