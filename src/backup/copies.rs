@@ -170,6 +170,10 @@ impl ObjectStore for Copies {
         self.stores.clone()
     }
 
+    fn patience(&self) -> Duration {
+        self.patience
+    }
+
     async fn put(&self, key: &str, data: Bytes, condition: PutCondition) -> PortResult<ObjectInfo> {
         // An etag is one bucket's.
         if at_home(key) || matches!(condition, PutCondition::Match(_)) {
@@ -269,7 +273,10 @@ impl ObjectStore for Copies {
     async fn delete(&self, key: &str) -> PortResult<()> {
         let mut deletions = Vec::new();
         for store in &self.stores {
-            deletions.push(store.delete(key));
+            let late = || late(store.as_ref(), key, self.patience);
+            deletions.push(
+                timeout(self.patience, store.delete(key)).map(move |ended| ended.unwrap_or_else(|_| Err(late()))),
+            );
         }
         join_all(deletions).await.into_iter().collect()
     }

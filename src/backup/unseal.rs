@@ -1,11 +1,13 @@
 //! Opening what was sealed: one pass, digests checked on the way, bounded memory.
 
 use std::io::{self, Read};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::Identities;
 use super::manifest::Sealed;
@@ -28,7 +30,7 @@ pub(super) async fn open(
     // What was given out cannot be taken back, so of several buckets one is chosen whose copy was read whole.
     let mut damage = None;
     for copy in store.copies() {
-        match check_stored(copy.as_ref(), sealed).await {
+        match check_stored(copy.as_ref(), sealed, store.patience()).await {
             Ok(()) => return open_one(copy.as_ref(), sealed, recipients, identities).await,
             Err(e) => damage = damage.or(Some(e)),
         }
@@ -77,15 +79,20 @@ async fn open_one(
     Ok(Box::pin(futures::stream::unfold(from_open, |mut queue| async { queue.recv().await.map(|item| (item, queue)) })))
 }
 
-/// Whether an object is stored as the manifest says: its length, and the digest of every byte.
-pub(super) async fn check_stored(store: &dyn ObjectStore, sealed: &Sealed) -> PortResult<()> {
+/// Whether an object is stored as the manifest says: its length, and the digest of every byte. `patience`: the longest silence.
+pub(super) async fn check_stored(store: &dyn ObjectStore, sealed: &Sealed, patience: Duration) -> PortResult<()> {
     let (name, key) = (store.name(), &sealed.key);
-    let mut body = store.stream(key, 0).await.map_err(|e| match e.code {
+    let silent = |_| {
+        let message = format!("{name} sent nothing of {key} for {:.1} s", patience.as_secs_f64());
+        PortError::new(ErrorCode::Timeout, message)
+    };
+    let begun = timeout(patience, store.stream(key, 0)).await.map_err(silent)?;
+    let mut body = begun.map_err(|e| match e.code {
         ErrorCode::NotFound => damaged(&name, key, "it is missing, though the manifest names it"),
         _ => e,
     })?;
     let (mut digest, mut bytes) = (Sha256::new(), 0);
-    while let Some(chunk) = body.next().await {
+    while let Some(chunk) = timeout(patience, body.next()).await.map_err(silent)? {
         let chunk = chunk?;
         bytes += chunk.len() as u64;
         digest.update(&chunk);

@@ -15,7 +15,7 @@ use crate::ports::{Clock, ErrorClass, ErrorCode, ObjectStore, PortError, PortRes
 /// names. Needs no identity, and proves nothing that is recorded.
 pub async fn check(store: &dyn ObjectStore, manifest: &Manifest) -> PortResult<()> {
     for sealed in [&manifest.etcd, &manifest.recovery] {
-        unseal::check_stored(store, sealed).await?;
+        unseal::check_stored(store, sealed, store.patience()).await?;
     }
     Ok(())
 }

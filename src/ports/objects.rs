@@ -82,6 +82,10 @@ pub trait ObjectStore: Send + Sync {
     fn copies(&self) -> Vec<std::sync::Arc<dyn ObjectStore>> {
         Vec::new()
     }
+    /// How long one bucket may be silent before it is taken for one that does not answer.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(30)
+    }
     /// All objects below a prefix, over all pages, in key order.
     async fn list(&self, prefix: &str) -> PortResult<Vec<ObjectInfo>>;
     async fn upload(&self, key: &str) -> PortResult<Box<dyn Upload>>;

@@ -170,11 +170,11 @@ async fn an_address_for_others_shows_nothing_without_the_token() {
 /// The page in a real browser: with its script it changes by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_browser_shows_the_page() {
-    let Some(browser) = ["chromium", "chromium-browser", "google-chrome"]
+    let Some(browser) = ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"]
         .into_iter()
         .find(|name| Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success()))
     else {
-        eprintln!("SKIPPED: no chromium here (apt-get install chromium)");
+        eprintln!("SKIPPED: no Chromium here (apt-get install chromium-headless-shell)");
         return;
     };
     let (url, _, _) = house(Some("right"), false).await;
