@@ -77,10 +77,13 @@ async fn started(request: &BootRequest<'_>) -> PortResult<Verification> {
     Ok(verification)
 }
 
+/// Namespace and name.
+type ObjectId = (Option<String>, String);
+
 /// Objects that are stored, by where the API serves them; and how many keys are nothing that it could serve.
 #[derive(Default)]
 struct Stored {
-    by_collection: BTreeMap<(String, String), BTreeSet<(Option<String>, String)>>,
+    by_collection: BTreeMap<(String, String), BTreeSet<ObjectId>>,
     other: BTreeMap<String, u64>,
 }
 

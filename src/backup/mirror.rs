@@ -39,6 +39,9 @@ pub struct Mirrored {
     pub away: Vec<String>,
 }
 
+/// A bucket, and its objects with their bytes.
+type Listed<'a> = (&'a Arc<dyn ObjectStore>, BTreeMap<String, u64>);
+
 /// What the buckets are compared by.
 pub struct MirrorRequest<'a> {
     /// The buckets themselves, without anything before them.
@@ -54,7 +57,7 @@ pub struct MirrorRequest<'a> {
 /// which is signed, or has the digest that a manifest names; where neither tells, both are left and named.
 pub async fn mirror(request: &MirrorRequest<'_>) -> PortResult<Mirrored> {
     let mut done = Mirrored::default();
-    let mut listed: Vec<(&Arc<dyn ObjectStore>, BTreeMap<String, u64>)> = Vec::new();
+    let mut listed: Vec<Listed<'_>> = Vec::new();
     for store in request.stores {
         match store.list(&format!("{}/", request.cluster)).await {
             Ok(objects) => listed.push((store, objects.into_iter().map(|o| (o.key, o.size_bytes)).collect())),
@@ -93,7 +96,7 @@ pub async fn mirror(request: &MirrorRequest<'_>) -> PortResult<Mirrored> {
 }
 
 /// Digests of stored objects as manifests name them; where there are keys, signed ones only.
-async fn digests(trust: &Trust, listed: &[(&Arc<dyn ObjectStore>, BTreeMap<String, u64>)]) -> BTreeMap<String, String> {
+async fn digests(trust: &Trust, listed: &[Listed<'_>]) -> BTreeMap<String, String> {
     let mut known = BTreeMap::new();
     for (store, objects) in listed {
         for key in objects.keys().filter(|key| key.ends_with("/manifest.json")) {
@@ -113,7 +116,7 @@ async fn digests(trust: &Trust, listed: &[(&Arc<dyn ObjectStore>, BTreeMap<Strin
 /// One object.
 async fn level(
     request: &MirrorRequest<'_>,
-    listed: &[(&Arc<dyn ObjectStore>, BTreeMap<String, u64>)],
+    listed: &[Listed<'_>],
     sizes: &[Option<u64>],
     key: &str,
     digest: Option<&String>,

@@ -58,7 +58,7 @@ async fn routes(cloud: &dyn Cloud) {
     let route = Route { destination: "0.0.0.0/0".into(), gateway: [10, 0, 0, 2].into() };
     cloud.add_route(network.id, &route).await.unwrap();
     cloud.add_route(network.id, &route).await.unwrap();
-    assert_eq!(cloud.network_by_name("demo-routed").await.unwrap().unwrap().routes, [route.clone()]);
+    assert_eq!(cloud.network_by_name("demo-routed").await.unwrap().unwrap().routes, std::slice::from_ref(&route));
     cloud.delete_route(network.id, &route).await.unwrap();
     cloud.delete_route(network.id, &route).await.unwrap();
     assert_eq!(cloud.network_by_name("demo-routed").await.unwrap().unwrap().routes, []);

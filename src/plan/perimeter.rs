@@ -94,8 +94,10 @@ pub(super) fn differences(wanted: &WantedFirewall, found: Option<&Firewall>) -> 
     let Some(found) = found else { return vec!["it does not exist".into()] };
     let mut differences = Vec::new();
     if !same_rules(&wanted.rules, &found.rules) {
-        let extra =
-            found.rules.iter().filter(|r| !wanted.rules.iter().any(|w| same_rules(&[w.clone()], &[(*r).clone()])));
+        let extra = found
+            .rules
+            .iter()
+            .filter(|r| !wanted.rules.iter().any(|w| same_rules(std::slice::from_ref(w), std::slice::from_ref(*r))));
         let extra: Vec<String> = extra.map(in_words).collect();
         differences.push(match extra.is_empty() {
             true => "it lacks a rule".into(),

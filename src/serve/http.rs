@@ -83,6 +83,7 @@ pub fn router(service: Arc<Service>, door: Arc<Door>) -> Router {
 }
 
 /// Refuses those who may not read.
+#[expect(clippy::result_large_err, reason = "the error is the answer itself, once a request")]
 fn reading(door: &Door, headers: &HeaderMap) -> Result<bool, Response<Body>> {
     let signed_in = door.is_signed_in(headers);
     if door.reading_needs_token && !signed_in {
