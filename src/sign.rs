@@ -303,7 +303,7 @@ mod tests {
         std::fs::write(path("object.minisig"), key.sign("demo/object", b"content").unwrap()).unwrap();
         let (good, said) = run(&["-V", "-P", &key.public().to_string(), "-m", &path("object")]);
         assert!(good && said.contains("hk-dr object:demo/object"), "{said}");
-        std::fs::write(path("object"), b"contemt").unwrap();
+        std::fs::write(path("object"), b"Content").unwrap();
         assert!(!run(&["-V", "-P", &key.public().to_string(), "-m", &path("object")]).0);
 
         // A key that minisign made signs here.
