@@ -4,6 +4,7 @@ mod lab;
 mod replace;
 mod service;
 mod snapshot;
+mod tethered;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use hk_lab::{LabOptions, control};
 use serde_json::Value;
 
+use super::tethered::TetheredLab;
 use super::{Bench, Goal};
 use crate::cli::{CliError, Context, ExitKind};
 
@@ -22,30 +22,15 @@ pub(super) const DRILLS: Bench = Bench {
 
 /// A lab that ends with the bench.
 struct Lab {
-    name: String,
-    program: PathBuf,
+    lab: TetheredLab,
     cache: PathBuf,
     dir: tempfile::TempDir,
 }
 
-impl Drop for Lab {
-    fn drop(&mut self) {
-        if let Err(error) = control::down(&self.name) {
-            eprintln!("the lab {} is still there: {error}", self.name);
-        }
-    }
-}
-
 fn run(context: &Context) -> Result<Vec<f64>, CliError> {
-    let program = std::env::current_exe().map_err(|e| failed(format!("this program is not found: {e}")))?;
     let dir = tempfile::tempdir().map_err(|e| failed(e.to_string()))?;
-    let name = format!("bench-drills-{}", std::process::id());
-    let options =
-        LabOptions { name: name.clone(), cache_dir: context.cache_dir(), state_dir: dir.path().join("lab-state") };
-    let mut daemon = Command::new(&program);
-    daemon.args(["lab", "daemon"]);
-    control::up(&options, daemon, &mut |line| eprintln!("  {line}"))?;
-    let lab = Lab { name, program, cache: context.cache_dir(), dir };
+    let lab = TetheredLab::up("bench-drills", dir.path().join("lab-state"), context)?;
+    let lab = Lab { lab, cache: context.cache_dir(), dir };
     let git = lab.dir.path().join("git");
     let cluster = include_str!("../../../examples/demo/cluster.yaml");
     std::fs::create_dir(&git)
@@ -69,8 +54,11 @@ impl Lab {
 
     /// Its standard output. A verdict other than `passed` is a result too.
     fn operator(&self, args: &[&str], identity: bool) -> Result<Vec<u8>, CliError> {
-        let mut command = Command::new(&self.program);
-        command.args(["lab", "exec", "--name", &self.name, "--from", "operator", "--"]).arg(&self.program).args(args);
+        let mut command = Command::new(&self.lab.program);
+        command
+            .args(["lab", "exec", "--name", &self.lab.name, "--from", "operator", "--"])
+            .arg(&self.lab.program)
+            .args(args);
         command.args(["-C", &self.path("git"), "--state", &self.path("state"), "--cache"]).arg::<&Path>(&self.cache);
         if identity {
             command.args(["--identity", &self.path("identity")]);

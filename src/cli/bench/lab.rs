@@ -1,12 +1,9 @@
 //! The lab: from the order of a server to sshd's banner, one and twenty at once; what fifty servers take idle; and how
 //! fast the API is read meanwhile. All of it as seen from the operator's desk.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use hk_lab::LabOptions;
-use hk_lab::control::{self, Tether};
-
+use super::tethered::TetheredLab;
 use super::{Bench, Goal};
 use crate::cli::{CliError, Context, ExitKind};
 
@@ -32,29 +29,8 @@ const READS: u32 = 3_000;
 /// What the lab's API has to answer within a second.
 const READS_A_SECOND: f64 = 2_000.0;
 
-/// A lab that ends with the bench.
-struct Lab {
-    name: String,
-    program: PathBuf,
-    _tether: Tether,
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        if let Err(error) = control::down(&self.name) {
-            eprintln!("the lab {} is still there: {error}", self.name);
-        }
-    }
-}
-
 fn run(context: &Context) -> Result<Vec<f64>, CliError> {
-    let program = std::env::current_exe().map_err(|e| failed(format!("this program is not found: {e}")))?;
-    let name = format!("bench-{}", std::process::id());
-    let options = LabOptions { name: name.clone(), cache_dir: context.cache_dir(), state_dir: context.state_dir() };
-    let mut daemon = Command::new(&program);
-    daemon.args(["lab", "daemon"]);
-    let (_, tether) = control::up_tethered(&options, daemon, &mut |line| eprintln!("  {line}"))?;
-    let lab = Lab { name, program, _tether: tether };
+    let lab = TetheredLab::up("bench", context.state_dir(), context)?;
     let mut one = f64::INFINITY;
     for round in 1..=ROUNDS {
         one = one.min(lab.order(1, &format!("one{round}"))?);
@@ -66,7 +42,7 @@ fn run(context: &Context) -> Result<Vec<f64>, CliError> {
     Ok(vec![one, twenty, memory, reads, p99])
 }
 
-impl Lab {
+impl TetheredLab {
     /// Seconds until so many servers that are ordered at once have shown their SSH banner.
     fn order(&self, count: u32, prefix: &str) -> Result<f64, CliError> {
         let said = self.at_the_desk(&["order", &count.to_string(), prefix])?;
