@@ -14,6 +14,8 @@ use std::process::Stdio;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, watch};
 
@@ -137,14 +139,32 @@ impl Balancers {
         }
     }
 
-    /// All of them as the networks see them.
-    pub(crate) async fn ports(&self) -> Vec<Port> {
-        let all: Vec<_> = self.lock().iter().map(|(id, balancer)| (*id, Arc::clone(balancer))).collect();
+    fn all(&self) -> Vec<(u64, Arc<Mutex<Balancer>>)> {
+        self.lock().iter().map(|(id, balancer)| (*id, Arc::clone(balancer))).collect()
+    }
+
+    /// All of them as the networks see them. Those in locations that do not work are silent.
+    pub(crate) async fn ports(&self, silent: &[String]) -> Vec<Port> {
         let mut ports = Vec::new();
-        for (id, balancer) in all {
-            ports.push(Port { machine: id, location: balancer.lock().await.spec.location.clone() });
+        for (machine, balancer) in self.all() {
+            let location = balancer.lock().await.spec.location.clone();
+            ports.push(Port { machine, silent: silent.contains(&location), location });
         }
         ports
+    }
+
+    /// Lets those of a location start anew, as when power comes back: they know of no connection any more.
+    pub(crate) async fn restart_in(&self, location: &str) {
+        for (_, balancer) in self.all() {
+            let mut balancer = balancer.lock().await;
+            if balancer.spec.location == location
+                && let Some(running) = &balancer.running
+            {
+                // The watch over it starts it again; that one was ordered. One that just ended is started again anyway.
+                let _ = kill(Pid::from_raw(running.pid as i32), Signal::SIGKILL);
+                balancer.restarts = balancer.restarts.saturating_sub(1);
+            }
+        }
     }
 
     /// What the checks saw last, for each service and target.

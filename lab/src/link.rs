@@ -16,6 +16,8 @@ pub(crate) use delay::Delays;
 pub(crate) struct Port {
     pub machine: u64,
     pub location: String,
+    /// Nothing leaves or reaches it: a load balancer whose location stands still or has no power.
+    pub silent: bool,
 }
 
 /// Where the proxy that lets S3 fail listens, in the public network.
@@ -86,6 +88,13 @@ fn rules(links: &[LinkFault], ports: &[Port], network: Option<u64>) -> String {
     let mut forwarding = String::new();
     let (mut arriving, mut leaving) = (String::new(), String::new());
     let mut delays = 0;
+    let silent = named(ports.iter().filter(|port| port.silent), network);
+    if !silent.is_empty() {
+        let silent = set(&silent);
+        forwarding.push_str(&format!("iifname {silent} drop\noifname {silent} drop\n"));
+        arriving.push_str(&format!("iifname {silent} drop\n"));
+        leaving.push_str(&format!("oifname {silent} drop\n"));
+    }
     for link in links {
         let near = names(ports, network, |location| location == link.location);
         let far = match &link.to {
@@ -145,8 +154,12 @@ fn rules(links: &[LinkFault], ports: &[Port], network: Option<u64>) -> String {
 /// The cables of machines in locations, as this network names them. Not every machine is in each private network: a rule
 /// for a cable that is not there strikes nothing.
 fn names(ports: &[Port], network: Option<u64>, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    named(ports.iter().filter(|port| wanted(&port.location)), network)
+}
+
+fn named<'a>(ports: impl Iterator<Item = &'a Port>, network: Option<u64>) -> Vec<String> {
     let prefix = if network.is_none() { 'p' } else { 'v' };
-    ports.iter().filter(|port| wanted(&port.location)).map(|port| format!("{prefix}{}", port.machine)).collect()
+    ports.map(|port| format!("{prefix}{}", port.machine)).collect()
 }
 
 fn set(names: &[String]) -> String {
@@ -159,7 +172,7 @@ mod tests {
     use super::*;
 
     fn ports() -> Vec<Port> {
-        let port = |machine, location: &str| Port { machine, location: location.into() };
+        let port = |machine, location: &str| Port { machine, location: location.into(), silent: machine == 3 };
         vec![port(1, "fsn1"), port(2, "nbg1"), port(3, "hel1")]
     }
 
@@ -183,7 +196,14 @@ mod tests {
         let public = rules(&links, &ports(), None);
         assert!(public.contains("oifname { \"operator\", \"internet\" }"), "{public}");
         assert!(!public.contains("169.254.169.254"), "{public}");
-        assert!(!rules(&links, &ports(), Some(9)).contains("drop"));
+        assert!(!rules(&links, &ports()[..2], Some(9)).contains("drop"));
+    }
+
+    #[test]
+    fn nothing_passes_one_that_is_silent() {
+        let text = rules(&[], &ports(), Some(9));
+        assert!(text.contains("iifname { \"v3\" } drop") && text.contains("oifname { \"v3\" } drop"), "{text}");
+        assert!(!rules(&[], &ports()[..2], None).contains("drop"));
     }
 
     #[test]

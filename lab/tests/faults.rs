@@ -29,7 +29,7 @@ fn a_cloud_fails_in_the_ways_it_is_told_to() {
     requests_are_slow_or_refused(&lab);
     actions_fail_or_hang(&lab, one, &first);
     a_location_is_cut_off(&lab, &first, &second);
-    a_load_balancer_is_in_its_location(&lab, one);
+    a_load_balancer_is_in_its_location(&lab, one, &second);
     packets_take_longer(&lab, &first, &second);
     packets_get_lost(&lab, &second);
     a_link_is_narrow(&lab, &second);
@@ -123,7 +123,7 @@ fn packets_take_longer(lab: &Lab, first: &str, second: &str) {
     near("192.0.2.10", 80);
 }
 
-fn a_load_balancer_is_in_its_location(lab: &Lab, one: u64) {
+fn a_load_balancer_is_in_its_location(lab: &Lab, one: u64, second: &str) {
     let check = json!({"protocol": "tcp", "port": 22, "interval": 3, "timeout": 1, "retries": 1});
     let service = json!({"protocol": "tcp", "listen_port": 2222, "destination_port": 22, "proxyprotocol": false,
         "health_check": check});
@@ -145,6 +145,14 @@ fn a_load_balancer_is_in_its_location(lab: &Lab, one: u64) {
     assert!(!answers(1), "nobody reaches it");
     lift(lab, fault);
     assert!(answers(5));
+    // A location that stands still, or has no power, has no load balancer either.
+    for kind in ["location_frozen", "location_off"] {
+        let fault = set(lab, json!({"kind": kind, "location": "nbg1"}));
+        assert!(!answers(1), "{kind}");
+        lift(lab, fault);
+        eventually("it balances again", || answers(2));
+    }
+    lab.wait_for_ssh(second);
     // To the balancer and back, and twice the way of its connection to the target.
     let fault = set(lab, json!({"kind": "link_delay", "location": "nbg1", "to": "internet", "delay_ms": 400}));
     assert!(!answers(1), "the third packet comes after 1.2 s");

@@ -13,6 +13,9 @@ impl Lab {
         if before.object_store != faults.object_store {
             link::divert_object_store(faults.object_store).await?;
         }
+        for location in faults.dark.iter().filter(|location| !before.dark.contains(location)) {
+            self.balancers.restart_in(location).await;
+        }
         let all: Vec<_> = lock(&self.machines).values().cloned().collect();
         for held in all {
             let mut machine = held.lock().await;
@@ -82,19 +85,22 @@ impl Lab {
 
     /// Lets the networks suffer; machines and load balancers may have come and gone since the last time.
     pub(super) async fn impair_links(&self) -> Result<(), LabError> {
-        let links = lock(&self.faults).links.clone();
+        let (links, still) = {
+            let faults = lock(&self.faults);
+            (faults.links.clone(), [faults.frozen.as_slice(), &faults.dark].concat())
+        };
         let all: Vec<_> = lock(&self.machines).iter().map(|(id, machine)| (*id, Arc::clone(machine))).collect();
         let mut ports = Vec::new();
-        if !links.is_empty() {
+        if !links.is_empty() || !still.is_empty() {
             for (id, machine) in all {
                 let location = machine.lock().await.spec.location.clone();
-                ports.push(Port { machine: id, location });
+                ports.push(Port { machine: id, location, silent: false });
             }
-            ports.extend(self.balancers.ports().await);
+            ports.extend(self.balancers.ports(&still).await);
         } else if !self.impaired.swap(false, Ordering::SeqCst) {
             return Ok(());
         }
-        self.impaired.store(!links.is_empty(), Ordering::SeqCst);
+        self.impaired.store(!links.is_empty() || !still.is_empty(), Ordering::SeqCst);
         link::impair(&links, &ports, &self.wiring.networks().await, &self.delays).await
     }
 }
