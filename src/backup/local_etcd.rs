@@ -62,6 +62,11 @@ impl LocalEtcd {
         &self.url
     }
 
+    /// The server's process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Writes values of which about a quarter is random and the rest compresses like configuration does.
     pub async fn fill(&self, values: usize, value_bytes: usize) -> PortResult<()> {
         let failed = |e: etcd_client::Error| PortError::new(ErrorCode::ServerError, format!("fill etcd: {e}"));
@@ -89,7 +94,7 @@ impl LocalEtcd {
 }
 
 /// A value like Kubernetes stores: words that repeat, with numbers and digests in between.
-fn value(n: usize, bytes: usize) -> Vec<u8> {
+pub fn value(n: usize, bytes: usize) -> Vec<u8> {
     use rand::{Rng, RngCore, SeedableRng};
     const WORDS: [&[u8]; 8] = [
         b"metadata",

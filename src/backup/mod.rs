@@ -42,7 +42,7 @@ pub use doctor::{Probe, Verdict as DoctorVerdict, judge as judge_settings, try_o
 pub use fetch::{Fetched, fetch, fetch_at};
 pub use fields::{FieldChange, HIDDEN, field_changes};
 pub use isolated::{IsolatedApi, Programs};
-pub use keys::{Identities, Recipients};
+pub use keys::{Ask, Identities, Recipients, ask_with};
 pub use kinds::kind_of;
 pub use manifest::{FORMAT, Finding, HashKvCheck, MadeFrom, Manifest, Sealed, Verification};
 pub use materialize::{Change, Logged, Materialized, UNKNOWN_TTL_SECONDS, materialize, place};

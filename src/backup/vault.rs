@@ -25,11 +25,9 @@ impl BucketVault {
     fn key(&self) -> String {
         format!("{}/recovery/secrets.tar.zst.age", self.cluster)
     }
-}
 
-#[async_trait]
-impl Vault for BucketVault {
-    async fn load(&self) -> PortResult<Option<RecoverySet>> {
+    /// The packed set, decrypted.
+    async fn plain(&self) -> PortResult<Option<Zeroizing<Vec<u8>>>> {
         let key = self.key();
         let sealed = match self.store.get(&key, SEALED_BYTES_MAX).await {
             Ok(sealed) => sealed,
@@ -54,7 +52,25 @@ impl Vault for BucketVault {
         let mut decoder = zstd::Decoder::new(reader).map_err(|e| damaged(&e))?;
         std::io::Read::read_to_end(&mut std::io::Read::take(&mut decoder, SEALED_BYTES_MAX), &mut plain)
             .map_err(|e| damaged(&e))?;
-        unpack(&plain).map(Some)
+        Ok(Some(plain))
+    }
+
+    /// Encrypts what is kept anew to `self.recipients`, in its place. Returns whether there was anything.
+    ///
+    /// # Errors
+    /// As loading it; what is kept is then as it was.
+    pub async fn rewrap(&self) -> PortResult<bool> {
+        let Some(plain) = self.plain().await? else { return Ok(false) };
+        let (sealed, _) = seal_small(&plain, &self.recipients)?;
+        let put = self.store.put(&self.key(), sealed, PutCondition::Any).await;
+        put.map(|_| true).map_err(|e| e.context("encrypting the cluster's secrets in the bucket anew"))
+    }
+}
+
+#[async_trait]
+impl Vault for BucketVault {
+    async fn load(&self) -> PortResult<Option<RecoverySet>> {
+        self.plain().await?.map(|plain| unpack(&plain)).transpose()
     }
 
     async fn create(&self, set: &RecoverySet) -> PortResult<()> {

@@ -1,8 +1,10 @@
+mod burden;
 mod drills;
 mod history;
 mod lab;
 mod replace;
 mod service;
+mod sizes;
 mod snapshot;
 mod tethered;
 
@@ -57,7 +59,17 @@ struct Figure {
 
 /// All benches, in the order they run.
 fn benches() -> Vec<Bench> {
-    vec![DEMO, snapshot::SNAPSHOT, lab::LAB, history::HISTORY, drills::DRILLS, replace::REPLACE, service::SERVICE]
+    vec![
+        DEMO,
+        snapshot::SNAPSHOT,
+        lab::LAB,
+        history::HISTORY,
+        drills::DRILLS,
+        replace::REPLACE,
+        service::SERVICE,
+        burden::BURDEN,
+        sizes::SIZES,
+    ]
 }
 
 const DEMO: Bench = Bench {

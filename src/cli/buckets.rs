@@ -8,7 +8,7 @@ use super::{CliError, Context};
 use crate::backup::{Copies, SignedStore};
 use crate::config::Cluster;
 use crate::ports::ObjectStore;
-use crate::s3::{S3Config, S3Store};
+use crate::s3::{AsOfStore, S3Config, S3Store};
 use crate::secrets::Secrets;
 use crate::sign::{SigningKey, Trust};
 
@@ -50,8 +50,15 @@ impl Buckets {
             })?));
         }
         let accept = context.global.accept_unsigned;
-        let mut stores: Vec<Arc<dyn ObjectStore>> =
-            bare.iter().map(|store| SignedStore::over(Arc::clone(store) as _, trust, signer, accept)).collect();
+        let looked_at = |index: usize, store: &Arc<S3Store>| -> Arc<dyn ObjectStore> {
+            let Some(before) = context.global.as_of else { return Arc::clone(store) as _ };
+            let own = context.state_dir().join("as-of").join(format!("{}-{index}-{before}", cluster.name));
+            Arc::new(AsOfStore::new(Arc::clone(store), before, Some(own)))
+        };
+        let mut stores: Vec<Arc<dyn ObjectStore>> = Vec::new();
+        for (index, store) in bare.iter().enumerate() {
+            stores.push(SignedStore::over(looked_at(index, store), trust, signer, accept));
+        }
         if stores.len() > 1 {
             let copies = Arc::new(Copies::new(stores));
             return Ok(Self { store: Arc::clone(&copies) as _, bare, copies: Some(copies) });

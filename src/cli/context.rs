@@ -12,6 +12,10 @@ pub struct Global {
     /// age identity file that opens secrets.yaml.age and backups.
     #[arg(long, global = true, value_name = "FILE", env = "HK_DR_IDENTITY")]
     pub identity: Option<PathBuf>,
+    /// A file whose first line is the passphrase of the identity file, if that is protected with one (`age -p`) and nobody is
+    /// at the terminal to type it.
+    #[arg(long, global = true, value_name = "FILE", env = "HK_DR_PASSPHRASE_FILE")]
+    pub passphrase_file: Option<PathBuf>,
     /// Where hk-dr keeps journals and working copies; may be lost at any time. Default: $XDG_STATE_HOME/hk-dr.
     #[arg(long, global = true, value_name = "DIR", env = "HK_DR_STATE")]
     pub state: Option<PathBuf>,
@@ -21,6 +25,10 @@ pub struct Global {
     /// Use backups that are not signed, or not by a key that cluster.yaml names.
     #[arg(long, global = true)]
     pub accept_unsigned: bool,
+    /// Read the backups as they were before this time, where the bucket keeps versions: when somebody overwrote or deleted
+    /// them. Times of versions are whole seconds of the bucket's own clock.
+    #[arg(long, global = true, value_name = "TIME")]
+    pub as_of: Option<jiff::Timestamp>,
     /// Machine-readable output on standard output.
     #[arg(long, global = true)]
     pub json: bool,

@@ -95,11 +95,13 @@ mod tests {
         let global = super::super::Global {
             dir: ".".into(),
             identity: None,
+            passphrase_file: None,
             state: None,
             cache: None,
             json: true,
             quiet: true,
             accept_unsigned: false,
+            as_of: None,
         };
         let args = Args { directory: to.clone(), name: "demo".into(), sandbox: Some("anna".into()) };
         run(args, &Context::new(global)).unwrap();

@@ -1,3 +1,4 @@
+mod recipients;
 mod rotate;
 mod signing;
 
@@ -62,6 +63,12 @@ enum Command {
     },
     /// The key that signs backups and evidence, so that nobody who only writes to the bucket can forge them.
     Signing(signing::Args),
+    /// Changes who can open secrets.yaml.age, the cluster's secrets in the bucket, and every backup from now on.
+    ///
+    /// What exists already is not re-uploaded: snapshots and segments open for whom they were made, and go by the retention
+    /// rules. Take a snapshot afterwards: the new set begins with it. Replacing one's own key takes two steps: add the new one,
+    /// then remove the old one with --identity NEW, which proves that the new one opens everything.
+    Recipients(recipients::Args),
     /// Puts a new key in the place of the one in use.
     ///
     /// ssh: a new pair is made and let in to every server, tried, registered in the cloud; then the old one is taken off every
@@ -88,6 +95,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
             bucket(context, &name, &values)
         }
         Command::Signing(args) => signing::run(args, context),
+        Command::Recipients(args) => recipients::run(&args, context),
         Command::Rotate(args) => rotate::run(&args, context),
     }
 }

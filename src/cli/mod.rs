@@ -3,6 +3,7 @@
 mod abort;
 mod approve;
 mod artifacts;
+mod ask;
 mod bench;
 mod buckets;
 mod build;
@@ -135,13 +136,37 @@ pub fn main() -> ExitCode {
     // TLS goes through one provider, chosen here and nowhere else. A second call can't happen: ignore its result.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let context = Context::new(cli.global);
+    crate::backup::ask_with(Box::new(ask::Terminal::of(&context)));
     match run(cli.command, &context) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => error.render(&context),
     }
 }
 
+impl Command {
+    /// Whether it reads backups for what they hold; others would mix the past with what they write.
+    fn may_look_back(&self) -> bool {
+        match self {
+            Self::Snapshot(args) => args.may_look_back(),
+            Self::Log(args) => args.may_look_back(),
+            Self::Materialize(_) | Self::Diff(_) | Self::Get(_) | Self::RestoreObject(_) => true,
+            Self::Rebuild(_) | Self::Plan(_) | Self::Runbook(_) | Self::Resume(_) | Self::Status(_) => true,
+            _ => false,
+        }
+    }
+}
+
 fn run(command: Command, context: &Context) -> Result<(), CliError> {
+    if let Some(before) = context.global.as_of {
+        if !command.may_look_back() {
+            return Err(CliError::new(ExitKind::Usage, "--as-of is for commands that read backups")
+                .hint("nothing was touched; it goes with snapshot list, show and fetch, log status, materialize, diff, get, restore-object, plan, rebuild, runbook, resume, status"));
+        }
+        if before > crate::ports::Clock::now(&crate::ports::SystemClock) {
+            return Err(CliError::new(ExitKind::Usage, format!("--as-of {before} is still to come"))
+                .hint("nothing was touched; leave it away to read the bucket as it is"));
+        }
+    }
     match command {
         Command::Plan(args) => plan::run(args, context),
         Command::Build(args) => build::run(args, context),

@@ -9,7 +9,7 @@ use secrecy::ExposeSecret;
 
 use super::versitygw::{VersityGw, pinned_binary};
 use super::{DirStore, Fault, MemoryStore, Operation, S3Store};
-use crate::ports::{ErrorCode, ObjectStore, PortError, PutCondition};
+use crate::ports::{Clock, ErrorCode, ObjectStore, PortError, PutCondition, SystemClock};
 
 async fn read_all(store: &dyn ObjectStore, key: &str, offset: u64) -> Vec<u8> {
     let chunks: Vec<Bytes> = store.stream(key, offset).await.unwrap().try_collect().await.unwrap();
@@ -112,6 +112,16 @@ pub(crate) fn s3_server() -> (VersityGw, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let binary = pinned_binary(cache.as_deref(), "versitygw-1.8.0").unwrap();
     (VersityGw::start(&binary, dir.path()).unwrap(), dir)
+}
+
+/// Waits until the clock, which is the server's too, is in another second, and says which.
+pub(crate) async fn next_second() -> jiff::Timestamp {
+    let now = || SystemClock.now().as_second();
+    let begun = now();
+    while now() == begun {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    jiff::Timestamp::from_second(now()).unwrap()
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Buckets: the adapter for S3 and its compatible servers, a directory that behaves like a bucket, and one in memory
 //! with faults on request. One contract suite runs on all three.
 
+mod as_of;
 mod config;
 #[cfg(test)]
 pub(crate) mod contract;
@@ -12,6 +13,7 @@ mod store;
 mod upload;
 pub mod versitygw;
 
+pub use as_of::AsOfStore;
 pub use config::S3Config;
 pub use dir::DirStore;
 pub use memory::{Fault, MemoryStore, Operation};

@@ -29,7 +29,7 @@ impl S3Store {
         }
     }
 
-    async fn keeps_versions(&self) -> PortResult<bool> {
+    pub(super) async fn keeps_versions(&self) -> PortResult<bool> {
         let asked = self.client.get_bucket_versioning().bucket(&self.bucket).send().await;
         let answer = asked.map_err(|e| error::map(&self.name, "ask whether versions are kept", &e))?;
         Ok(answer.status() == Some(&BucketVersioningStatus::Enabled))

@@ -124,9 +124,17 @@ impl S3Store {
         }
     }
 
-    /// One GET from an offset; with an etag it fails with `Conflict` when the object has changed in between.
-    async fn open(&self, key: &str, offset_bytes: u64, etag: Option<&str>) -> PortResult<(Body, Option<String>)> {
+    /// One GET from an offset, of a version or of what is there now; with an etag it fails with `Conflict` when the object
+    /// has changed in between.
+    async fn open(
+        &self,
+        key: &str,
+        version: Option<&str>,
+        offset_bytes: u64,
+        etag: Option<&str>,
+    ) -> PortResult<(Body, Option<String>)> {
         let mut request = self.client.get_object().bucket(&self.bucket).key(key);
+        request = request.set_version_id(version.map(str::to_owned));
         if offset_bytes > 0 {
             request = request.range(format!("bytes={offset_bytes}-"));
         }
@@ -137,8 +145,10 @@ impl S3Store {
                 let failed = error::map(&self.name, &format!("read {key}"), &failed);
                 // Reading from the very end of an object is an empty read, not an error.
                 if offset_bytes > 0 && failed.message.contains("InvalidRange") {
-                    let info = self.head(key).await?;
-                    if info.size_bytes == offset_bytes {
+                    let head = self.client.head_object().bucket(&self.bucket).key(key);
+                    let head = head.set_version_id(version.map(str::to_owned)).send().await;
+                    let head = head.map_err(|e| error::map(&self.name, &format!("look at {key}"), &e))?;
+                    if u64::try_from(head.content_length.unwrap_or_default()) == Ok(offset_bytes) {
                         return Ok((Body::from_static(b""), etag.map(str::to_owned)));
                     }
                 }
@@ -146,6 +156,43 @@ impl S3Store {
             }
         }
     }
+
+    /// Reads an object, or one version of it, as a stream that continues itself when the connection breaks.
+    pub(super) async fn stream_version(
+        &self,
+        key: &str,
+        version: Option<&str>,
+        offset_bytes: u64,
+    ) -> PortResult<ByteStream> {
+        check_key(key)?;
+        let (body, etag) = self.open(key, version, offset_bytes, None).await?;
+        let reader = Reader {
+            store: self.clone(),
+            key: key.to_owned(),
+            version: version.map(str::to_owned),
+            body,
+            etag,
+            position: offset_bytes,
+            resumptions: RESUMPTIONS,
+        };
+        Ok(Box::pin(futures::stream::try_unfold(reader, Reader::next)))
+    }
+}
+
+/// Reads a stream to its end into memory; more than the limit is refused.
+pub(super) async fn collect(key: &str, mut stream: ByteStream, limit_bytes: u64) -> PortResult<Bytes> {
+    let mut data = BytesMut::new();
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk?;
+        if (data.len() + chunk.len()) as u64 > limit_bytes {
+            return Err(PortError::new(
+                ErrorCode::LimitExceeded,
+                format!("read {key}: larger than the {limit_bytes} bytes it may have"),
+            ));
+        }
+        data.extend_from_slice(&chunk);
+    }
+    Ok(data.freeze())
 }
 
 type Body = aws_sdk_s3::primitives::ByteStream;
@@ -154,6 +201,7 @@ type Body = aws_sdk_s3::primitives::ByteStream;
 struct Reader {
     store: S3Store,
     key: String,
+    version: Option<String>,
     body: Body,
     etag: Option<String>,
     position: u64,
@@ -178,7 +226,8 @@ impl Reader {
                     .hint("nothing was changed; run the command again when the connection is stable"));
             }
             self.resumptions -= 1;
-            (self.body, _) = self.store.open(&self.key, self.position, self.etag.as_deref()).await?;
+            let version = self.version.as_deref();
+            (self.body, _) = self.store.open(&self.key, version, self.position, self.etag.as_deref()).await?;
         }
     }
 }
@@ -209,33 +258,11 @@ impl ObjectStore for S3Store {
     }
 
     async fn get(&self, key: &str, limit_bytes: u64) -> PortResult<Bytes> {
-        let mut stream = self.stream(key, 0).await?;
-        let mut data = BytesMut::new();
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk?;
-            if (data.len() + chunk.len()) as u64 > limit_bytes {
-                return Err(PortError::new(
-                    ErrorCode::LimitExceeded,
-                    format!("read {key}: larger than the {limit_bytes} bytes it may have"),
-                ));
-            }
-            data.extend_from_slice(&chunk);
-        }
-        Ok(data.freeze())
+        collect(key, self.stream(key, 0).await?, limit_bytes).await
     }
 
     async fn stream(&self, key: &str, offset_bytes: u64) -> PortResult<ByteStream> {
-        check_key(key)?;
-        let (body, etag) = self.open(key, offset_bytes, None).await?;
-        let reader = Reader {
-            store: self.clone(),
-            key: key.to_owned(),
-            body,
-            etag,
-            position: offset_bytes,
-            resumptions: RESUMPTIONS,
-        };
-        Ok(Box::pin(futures::stream::try_unfold(reader, Reader::next)))
+        self.stream_version(key, None, offset_bytes).await
     }
 
     async fn head(&self, key: &str) -> PortResult<ObjectInfo> {

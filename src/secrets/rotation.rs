@@ -36,6 +36,16 @@ pub fn end(dir: &Path, identity: &Path, recipients: &Recipients) -> PortResult<(
     })
 }
 
+/// Encrypts the file anew, to other recipients; its content stays.
+///
+/// # Errors
+/// As [`super::Secrets::load`]; the file is then as it was.
+pub fn reseal(dir: &Path, identities: &Identities, recipients: &Recipients) -> PortResult<()> {
+    let path = dir.join(SECRETS_FILE);
+    let plain = open(&read(&path)?, &path, identities)?;
+    write_file(&path, 0o644, &seal_plain(&plain, recipients)?, true)
+}
+
 fn change(
     dir: &Path,
     identity: &Path,

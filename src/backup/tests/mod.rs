@@ -2,9 +2,11 @@
 
 mod faults;
 mod looking;
+mod looking_back;
 mod members;
 pub mod oracle;
 mod pruning;
+mod recipients;
 mod several;
 mod signing;
 mod stock_tools;

@@ -41,7 +41,7 @@ const WRITES_PER_SECOND: u64 = 500;
 const CANARIES: usize = 12;
 /// Writes under way while the log is filled.
 const WRITERS: usize = 32;
-const CLUSTER: &str = "bench";
+pub(super) const CLUSTER: &str = "bench";
 /// The longest that the log may take to be in the bucket.
 const ARRIVAL_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -51,10 +51,10 @@ fn run(context: &Context) -> Result<Vec<f64>, CliError> {
 }
 
 /// Takes snapshots of the bench's etcd.
-struct Takes {
-    etcd: Arc<dyn Etcd>,
-    store: Arc<dyn ObjectStore>,
-    recipients: Recipients,
+pub(super) struct Takes {
+    pub etcd: Arc<dyn Etcd>,
+    pub store: Arc<dyn ObjectStore>,
+    pub recipients: Recipients,
 }
 
 #[async_trait]
@@ -163,7 +163,7 @@ async fn measure(folder: &Path, cache: &Path) -> Result<Vec<f64>, CliError> {
 }
 
 /// Two fresh keys and one of their identities.
-fn keys() -> Result<(Recipients, Identities), CliError> {
+pub(super) fn keys() -> Result<(Recipients, Identities), CliError> {
     use age::secrecy::ExposeSecret;
     let pairs = [age::x25519::Identity::generate(), age::x25519::Identity::generate()];
     let public: Vec<String> = pairs.iter().map(|pair| pair.to_public().to_string()).collect();
@@ -171,7 +171,7 @@ fn keys() -> Result<(Recipients, Identities), CliError> {
     Ok((recipients, Identities::parse(pairs[0].to_string().expose_secret(), "the bench")?))
 }
 
-async fn arrived(store: &dyn ObjectStore, revision: i64) -> Result<(), CliError> {
+pub(super) async fn arrived(store: &dyn ObjectStore, revision: i64) -> Result<(), CliError> {
     let begun = Instant::now();
     while status(store, CLUSTER, SystemClock.now()).await.map_or(0, |now| now.covered_revision) < revision {
         if begun.elapsed() > ARRIVAL_DEADLINE {

@@ -32,7 +32,7 @@ const VALUES: usize = 250_000;
 const VALUE_BYTES: usize = 6_000;
 /// Each side is measured this often, in turns; its best counts, as the one least disturbed by others.
 const ROUNDS: usize = 2;
-const BUCKET: &str = "bench";
+pub(super) const BUCKET: &str = "bench";
 
 fn run(context: &Context) -> Result<Vec<f64>, CliError> {
     let folder = tempfile::tempdir().map_err(|e| failed("make a directory", e))?;
@@ -115,7 +115,7 @@ async fn one_after_the_other(
     Ok(seconds)
 }
 
-async fn upload(store: &S3Store, path: &Path, key: &str) -> Result<(), CliError> {
+pub(super) async fn upload(store: &S3Store, path: &Path, key: &str) -> Result<(), CliError> {
     let mut file = tokio::fs::File::open(path).await.map_err(|e| failed("open the sealed file", e))?;
     let mut upload = store.upload(key).await?;
     loop {
@@ -133,7 +133,7 @@ async fn upload(store: &S3Store, path: &Path, key: &str) -> Result<(), CliError>
     }
 }
 
-fn execute(command: &mut Command) -> Result<(), CliError> {
+pub(super) fn execute(command: &mut Command) -> Result<(), CliError> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output().map_err(|e| failed(&format!("start {name}"), e))?;
     if output.status.success() {
@@ -143,7 +143,7 @@ fn execute(command: &mut Command) -> Result<(), CliError> {
     Err(CliError::new(ExitKind::Failed, format!("{name} ended with {}: {}", output.status, said.trim())))
 }
 
-fn write_recipients(path: &Path) -> Result<(), CliError> {
+pub(super) fn write_recipients(path: &Path) -> Result<(), CliError> {
     // The identities are thrown away: nobody will open these snapshots.
     let lines: Vec<String> = (0..2).map(|_| age::x25519::Identity::generate().to_public().to_string()).collect();
     std::fs::write(path, lines.join("\n")).map_err(|e| failed("write the recipients", e))

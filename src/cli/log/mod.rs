@@ -25,6 +25,13 @@ enum Command {
     Canary(canary::Args),
 }
 
+impl Args {
+    /// Whether it only reads.
+    pub(super) fn may_look_back(&self) -> bool {
+        matches!(self.command, Command::Status)
+    }
+}
+
 /// Runs the command.
 pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     match args.command {

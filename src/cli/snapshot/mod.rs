@@ -32,6 +32,13 @@ enum Command {
     Fetch(fetch::Args),
 }
 
+impl Args {
+    /// Whether it only reads.
+    pub(super) fn may_look_back(&self) -> bool {
+        matches!(self.command, Some(Command::List | Command::Show(_) | Command::Fetch(_)))
+    }
+}
+
 /// Which snapshot.
 #[derive(clap::Args)]
 struct Choice {

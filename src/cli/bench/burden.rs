@@ -1,0 +1,257 @@
+//! What backups cost: etcd, while a snapshot or the log is read from it, and the bucket, over a day.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::history::{CLUSTER, Takes, arrived, keys};
+use super::snapshot::{BUCKET, execute, failed, write_recipients};
+use super::{Bench, Goal};
+use crate::backup::local_etcd::{LocalEtcd, value};
+use crate::backup::log::{CutRule, ShipReport, ShipRequest, ship, status};
+use crate::backup::{Catalog, Recipients};
+use crate::cli::{CliError, Context, ExitKind};
+use crate::ports::{Clock, Etcd, ObjectStore, PortResult, SystemClock};
+use crate::s3::S3Store;
+use crate::s3::versitygw::{VersityGw, pinned_binary};
+
+pub(super) const BURDEN: Bench = Bench {
+    name: "burden",
+    figures: &[
+        Goal { name: "write_p99_added_by_shipping", unit: "%", at_most: 5.0 },
+        Goal { name: "write_p99_added_by_snapshot", unit: "%", at_most: 25.0 },
+        Goal { name: "day_stored_against_hourly_fulls", unit: "%", at_most: 10.0 },
+    ],
+    run,
+};
+
+/// Values of 6 kB that make up 1.5 GB.
+const VALUES: usize = 250_000;
+const VALUE_BYTES: usize = 6_000;
+/// The load whose latency is looked at, and how long at a time, in turns with and without.
+const WRITES_PER_SECOND: u32 = 200;
+const LOOK: Duration = Duration::from_secs(8);
+const ROUNDS: usize = 4;
+/// A snapshot is looked at while it is read, over and over if it is done sooner.
+const SNAPSHOTS_MAX: usize = 20;
+/// 1% of the values change in an hour, which passes this much faster than others: the log is cut as much more often.
+const CHANGES_PER_HOUR: usize = VALUES / 100;
+const HOUR_PASSES_FASTER: u32 = 100;
+const HOURS: u64 = 24;
+
+fn run(context: &Context) -> Result<Vec<f64>, CliError> {
+    let folder = tempfile::tempdir().map_err(|e| failed("make a directory", e))?;
+    context.block_on(measure(folder.path(), &context.cache_dir()))
+}
+
+struct Stage {
+    client: Arc<dyn Etcd>,
+    etcd: LocalEtcd,
+    server: VersityGw,
+    store: Arc<dyn ObjectStore>,
+    recipients: Recipients,
+    recipients_file: PathBuf,
+    spool: PathBuf,
+}
+
+async fn measure(folder: &Path, cache: &Path) -> Result<Vec<f64>, CliError> {
+    let binary = |name: &str| pinned_binary(Some(cache), name);
+    // A write is acknowledged when it is on the disk, as everywhere.
+    let options = ["--quota-backend-bytes", "8589934592", "--unsafe-no-fsync=false"];
+    let etcd = LocalEtcd::start(&binary("etcd-3.6.16")?, &folder.join("etcd"), &options).await?;
+    etcd.fill(VALUES, VALUE_BYTES).await?;
+    let server = VersityGw::start(&binary("versitygw-1.8.0")?, folder)?;
+    let s3 = S3Store::connect(&server.config(BUCKET))?;
+    s3.ensure_bucket().await?;
+    let recipients_file = folder.join("recipients.txt");
+    write_recipients(&recipients_file)?;
+    let stage = Stage {
+        client: Arc::new(etcd.client().await?),
+        etcd,
+        server,
+        store: Arc::new(s3),
+        recipients: keys()?.0,
+        recipients_file,
+        spool: folder.join("spool"),
+    };
+    // hk-dr and the bucket are elsewhere: what they compute must not count as etcd's. Here that is the other core.
+    pin(stage.etcd.pid(), "0")?;
+    pin(stage.server.pid(), "1")?;
+    pin(std::process::id(), "1")?;
+    let figures = figures(&stage).await;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    pin(std::process::id(), &format!("0-{}", cores.max(2) - 1))?;
+    figures
+}
+
+fn pin(pid: u32, cores: &str) -> Result<(), CliError> {
+    execute(Command::new("taskset").args(["--all-tasks", "--cpu-list", "--pid", cores, &pid.to_string()]))
+}
+
+async fn figures(stage: &Stage) -> Result<Vec<f64>, CliError> {
+    let (mut quiet, mut with) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        quiet.extend(latencies(stage, LOOK).await);
+        with.extend(while_snapshotting(stage).await?);
+    }
+    let by_snapshot = added("a snapshot", &mut quiet, &mut with);
+
+    let (mut quiet, mut with) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        quiet.extend(latencies(stage, LOOK).await);
+        let shipping = Shipping::begin(stage, CutRule::default()).await?;
+        with.extend(latencies(stage, LOOK).await);
+        shipping.end().await?;
+    }
+    let by_shipping = added("shipping", &mut quiet, &mut with);
+    Ok(vec![by_shipping, by_snapshot, day(stage).await?])
+}
+
+/// Puts at a steady rate, whatever each takes; from when each was due until it was acknowledged.
+async fn latencies(stage: &Stage, long: Duration) -> Vec<Duration> {
+    let (done, mut all) = mpsc::channel(4096);
+    let end = Instant::now() + long;
+    let client = Arc::clone(&stage.client);
+    let load = async move {
+        let mut tick = tokio::time::interval(Duration::from_secs(1) / WRITES_PER_SECOND);
+        for n in 0u64.. {
+            let due = tick.tick().await;
+            if Instant::now() > end {
+                return;
+            }
+            let (client, done) = (Arc::clone(&client), done.clone());
+            tokio::spawn(async move {
+                let key = format!("/load/{}", n % 5000);
+                if client.put(LocalEtcd::MEMBER, key.as_bytes(), &[b'x'; 600]).await.is_ok() {
+                    // Nobody waits for one that comes after the end.
+                    let _ = done.send(due.elapsed()).await;
+                }
+            });
+        }
+    };
+    let collect = async {
+        let mut found = Vec::new();
+        while let Some(one) = all.recv().await {
+            found.push(one);
+        }
+        found
+    };
+    tokio::join!(load, collect).1
+}
+
+/// The load while snapshots are taken in a process of their own.
+async fn while_snapshotting(stage: &Stage) -> Result<Vec<Duration>, CliError> {
+    let mut found = Vec::new();
+    let begun = Instant::now();
+    for _ in 0..SNAPSHOTS_MAX {
+        let mut child = snapshot(stage)?;
+        // The load goes on in slices until the snapshot is whole.
+        while child.try_wait().map_err(|e| failed("wait for hk-dr", e))?.is_none() {
+            found.extend(latencies(stage, Duration::from_millis(500)).await);
+        }
+        let ended = child.wait().map_err(|e| failed("wait for hk-dr", e))?;
+        if !ended.success() {
+            return Err(CliError::new(ExitKind::Failed, "the snapshot failed"));
+        }
+        if begun.elapsed() > LOOK {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+fn snapshot(stage: &Stage) -> Result<Child, CliError> {
+    // Below the load, whose clock must not wait for it.
+    Command::new("nice")
+        .args(["-n", "10"])
+        .arg(std::env::current_exe().map_err(|e| failed("find this program", e))?)
+        .args(["bench-snapshot-once", "--etcd", stage.etcd.url(), "--s3", stage.server.endpoint(), "--recipients"])
+        .arg(&stage.recipients_file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .map_err(|e| failed("start hk-dr", e))
+}
+
+fn added(by: &str, quiet: &mut [Duration], with: &mut [Duration]) -> f64 {
+    let (quiet, with) = (p99_ms(quiet), p99_ms(with));
+    eprintln!("  p99 of writes: {quiet:.2} ms, with {by} {with:.2} ms");
+    (with / quiet - 1.0) * 100.0
+}
+
+fn p99_ms(all: &mut [Duration]) -> f64 {
+    all.sort_unstable();
+    all.get(all.len() * 99 / 100).map_or(f64::NAN, |one| one.as_secs_f64() * 1000.0)
+}
+
+/// A log that is being shipped.
+struct Shipping {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<PortResult<ShipReport>>,
+}
+
+impl Shipping {
+    /// Begins, and waits until changes arrive.
+    async fn begin(stage: &Stage, cut: CutRule) -> Result<Self, CliError> {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (etcd, store) = (Arc::clone(&stage.client), Arc::clone(&stage.store));
+        let (recipients, spool) = (stage.recipients.clone(), stage.spool.clone());
+        let task = tokio::spawn(async move {
+            let takes = Takes { etcd: Arc::clone(&etcd), store: Arc::clone(&store), recipients: recipients.clone() };
+            let request = ShipRequest {
+                cluster: CLUSTER,
+                etcd: etcd.as_ref(),
+                store,
+                recipients: &recipients,
+                clock: Arc::new(SystemClock),
+                new_base: &takes,
+                holder: "bench".to_owned(),
+                spool,
+                spool_limit_bytes: 1 << 30,
+                cut,
+                event: &|_| {},
+            };
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            ship(&request, stopped).await
+        });
+        let first = stage.client.put(LocalEtcd::MEMBER, b"/bench/first", b"x").await?;
+        arrived(stage.store.as_ref(), first).await?;
+        Ok(Self { stop, task })
+    }
+
+    async fn end(self) -> Result<(), CliError> {
+        let _ = self.stop.send(());
+        let ended = self.task.await.map_err(|e| CliError::new(ExitKind::Failed, format!("the shipper died: {e}")))?;
+        ended?;
+        Ok(())
+    }
+}
+
+/// One full snapshot and a day of log against a full snapshot each hour, in percent.
+async fn day(stage: &Stage) -> Result<f64, CliError> {
+    let store = stage.store.as_ref();
+    let full = Catalog::new(store, CLUSTER).find("latest").await?.manifest;
+    let full = full.etcd.stored_bytes + full.recovery.stored_bytes;
+    let rule = CutRule::default();
+    let shipping = Shipping::begin(stage, CutRule { after: rule.after / HOUR_PASSES_FASTER, ..rule }).await?;
+    let before = status(store, CLUSTER, SystemClock.now()).await?;
+    let mut tick = tokio::time::interval(Duration::from_secs(3600) / HOUR_PASSES_FASTER / CHANGES_PER_HOUR as u32);
+    let mut newest = 0;
+    for n in 0..CHANGES_PER_HOUR {
+        tick.tick().await;
+        let key = format!("/registry/bench/{:08}", n * 97 % VALUES);
+        newest = stage.client.put(LocalEtcd::MEMBER, key.as_bytes(), &value(VALUES + n, VALUE_BYTES)).await?;
+    }
+    arrived(store, newest).await?;
+    let after = status(store, CLUSTER, SystemClock.now()).await?;
+    shipping.end().await?;
+    let (hour, segments) = (after.bytes - before.bytes, after.segments - before.segments);
+    eprintln!("  a full snapshot: {full} bytes; an hour of log: {hour} bytes in {segments} segments");
+    Ok((full + HOURS * hour) as f64 / (HOURS * full) as f64 * 100.0)
+}
