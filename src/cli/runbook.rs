@@ -63,6 +63,9 @@ struct Choice {
     /// For masters.move: the location, one of fallbackLocations (default: each master to the next of them).
     #[arg(long, value_name = "LOCATION")]
     to: Option<String>,
+    /// For location.evacuate: the location to leave.
+    #[arg(long, value_name = "LOCATION", conflicts_with = "to")]
+    from: Option<String>,
     /// For masters.restore: the snapshot (default: the newest).
     #[arg(long, value_name = "ID")]
     snapshot: Option<String>,
@@ -112,7 +115,7 @@ fn wanted(choice: &Choice, dry_run: bool, context: &Context) -> Result<Wanted, C
         None => choice.snapshot.clone(),
         Some(at) => Some(crate::cli::rebuild::snapshot_at(at, dry_run, context)?),
     };
-    let (servers, location) = (choice.server.clone(), choice.to.clone());
+    let (servers, location) = (choice.server.clone(), choice.to.clone().or_else(|| choice.from.clone()));
     Ok(Wanted::Runbook(RunbookChoice { runbook, servers, snapshot, location }))
 }
 

@@ -138,6 +138,9 @@ pub enum Verb {
     /// Take all masters, in their places, back to a snapshot or a point in time, on new volumes; old volumes are kept.
     #[serde(rename = "masters.restore")]
     MastersRestore,
+    /// Leave a location: masters there are replaced by new members elsewhere, workers made anew elsewhere.
+    #[serde(rename = "location.evacuate")]
+    LocationEvacuate,
     /// Wait until a person has done something and says so with `hk-dr approve`.
     #[serde(rename = "manual")]
     Manual,
@@ -161,6 +164,7 @@ impl Verb {
             Self::MastersReplace => "masters.replace",
             Self::MastersMove => "masters.move",
             Self::MastersRestore => "masters.restore",
+            Self::LocationEvacuate => "location.evacuate",
             Self::Manual => "manual",
             Self::ClusterVerify => "cluster.verify",
         }
@@ -287,6 +291,11 @@ fn follow(now: &mut Standing, acts: Acts, verb: Verb) -> Result<(), (&'static st
             let safe = now.snapshot || verb == Verb::MastersRestore;
             need(safe, "every master would stop without a fresh snapshot", "put `snapshot.take` before it")?;
         }
+        Verb::LocationEvacuate => {
+            need(now.running && now.attached, "it replaces servers by itself", "use it alone")?;
+            let hint = "write `masters: chosen`: they follow from the location";
+            need(acts == Acts::Chosen, "it acts on the masters of one location", hint)?;
+        }
         Verb::Manual => {}
         Verb::ClusterVerify => need(now.running, "the masters are stopped", "put `masters.start` before it")?,
     }
@@ -294,7 +303,8 @@ fn follow(now: &mut Standing, acts: Acts, verb: Verb) -> Result<(), (&'static st
 }
 
 /// Runbooks that come with hk-dr: name and text. One of the same name in the Git directory goes before.
-pub const SHIPPED: [(&str, &str); 7] = [
+pub const SHIPPED: [(&str, &str); 8] = [
+    ("location-evacuate", include_str!("../../runbooks/location-evacuate.yaml")),
     ("masters-from-volumes", include_str!("../../runbooks/masters-from-volumes.yaml")),
     ("masters-online-offline-online", include_str!("../../runbooks/masters-online-offline-online.yaml")),
     ("masters-recreate", include_str!("../../runbooks/masters-recreate.yaml")),

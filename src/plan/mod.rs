@@ -6,6 +6,7 @@ mod build;
 mod destroy;
 mod draft;
 mod drift;
+mod evacuate;
 mod guards;
 mod inventory;
 pub mod params;

@@ -34,6 +34,7 @@ pub(super) fn moved<'a>(
     if !runbook.steps.iter().any(|s| s.verb == Verb::MastersMove) {
         return match &choice.location {
             None => Ok(None),
+            Some(_) if super::evacuate::evacuates(runbook) => Ok(None),
             Some(_) => Err(PlanError::Unbuildable {
                 reason: format!("runbook {} takes masters nowhere", runbook.name),
                 hint: "nothing was touched; leave --to out".into(),

@@ -7,7 +7,7 @@ use super::params::{
     ApiWrite, ControlPlaneStop, EtcdAgree, EtcdMount, EtcdStart, EtcdStartStep, EtcdStop, EtcdUnchanged, ManualWait,
     NodeFresh, ServerFence, ServerPowerOff, ServerPowerOn, SnapshotTake, VolumeAttach, VolumeDetach,
 };
-use super::{Plan, PlanError, Purpose, RunbookRun, guards, replace, restore};
+use super::{Plan, PlanError, Purpose, RunbookRun, evacuate, guards, replace, restore};
 use crate::config::{Acts, MasterConfig, Runbook, RunbookStep, Verb};
 use crate::distribution::upstream::{EtcdState, Role};
 use crate::ports::{Server, Volume};
@@ -51,14 +51,31 @@ pub(super) struct Expansion<'a> {
 
 /// Expands a runbook. Its guards are checked first.
 pub fn plan_runbook(basis: &Basis<'_>, choice: &RunbookChoice) -> Result<Plan, PlanError> {
+    let Some((unavailable, inner)) = evacuate::leaving(basis, choice)? else { return expand(basis, choice) };
+    let elsewhere = Basis { unavailable: &unavailable, ..basis.clone() };
+    let mut plan = expand(&elsewhere, &inner)?;
+    plan.runbook = Some(run_of(choice));
+    Ok(plan)
+}
+
+fn run_of(choice: &RunbookChoice) -> RunbookRun {
+    let RunbookChoice { runbook, servers, snapshot, location } = choice.clone();
+    RunbookRun { runbook, servers, snapshot, location }
+}
+
+fn expand(basis: &Basis<'_>, choice: &RunbookChoice) -> Result<Plan, PlanError> {
     let runbook = &choice.runbook;
     let masters = chosen(basis, choice)?;
     guards::check(basis, runbook, &masters)?;
     // Servers stay where they are, and where volumes are whose data is to be kept.
-    let stay = match restore::moved(basis, runbook, choice, &masters)? {
+    let leaves = evacuate::evacuates(runbook);
+    let mut stay = match restore::moved(basis, runbook, choice, &masters)? {
         Some(moved) => moved,
         None => replace::stay(basis, runbook, &masters),
     };
+    if leaves {
+        stay.retain(|_, place| choice.location.as_deref() != Some(*place));
+    }
     let restores = runbook.steps.iter().any(|s| s.verb == Verb::MastersRestore);
     if choice.snapshot.is_some() && !restores {
         return Err(PlanError::Unbuildable {
@@ -71,7 +88,8 @@ pub fn plan_runbook(basis: &Basis<'_>, choice: &RunbookChoice) -> Result<Plan, P
     let makes_servers = runbook
         .steps
         .iter()
-        .any(|s| matches!(s.verb, Verb::ServersRecreate | Verb::MastersReplace | Verb::MastersMove));
+        .any(|s| matches!(s.verb, Verb::ServersRecreate | Verb::MastersReplace | Verb::MastersMove))
+        || leaves;
     draft.in_place = !makes_servers;
     if makes_servers {
         draft.foundation();
@@ -92,12 +110,7 @@ pub fn plan_runbook(basis: &Basis<'_>, choice: &RunbookChoice) -> Result<Plan, P
         expansion.verb(step, choice)?;
     }
     let mut plan = expansion.draft.finish(Purpose::Runbook);
-    plan.runbook = Some(RunbookRun {
-        runbook: runbook.clone(),
-        servers: choice.servers.clone(),
-        snapshot: choice.snapshot.clone(),
-        location: choice.location.clone(),
-    });
+    plan.runbook = Some(run_of(choice));
     Ok(plan)
 }
 
@@ -111,6 +124,8 @@ fn chosen<'a>(basis: &Basis<'a>, choice: &RunbookChoice) -> Result<Vec<&'a Maste
             format!("runbook {} acts on every master", choice.runbook.name),
             "nothing was touched; leave --server out".into(),
         ),
+        // A location may have workers only.
+        (Acts::Chosen, []) if evacuate::evacuates(&choice.runbook) => Ok(Vec::new()),
         (Acts::Chosen, []) => refused(
             format!("runbook {} acts on masters that you choose, and none is chosen", choice.runbook.name),
             format!("nothing was touched; add --server NAME, one of: {}", known.join(", ")),
@@ -139,6 +154,7 @@ impl<'a> Expansion<'a> {
             Verb::ServersPowerOn => self.power_on()?,
             Verb::MastersStart => self.start(),
             Verb::MastersReplace => replace::replace(self, step.fresh_volume)?,
+            Verb::LocationEvacuate => evacuate::evacuate(self, choice.location.as_deref().unwrap_or_default())?,
             Verb::MastersMove => restore::move_elsewhere(self)?,
             Verb::MastersRestore => restore::restore_in_place(self, choice.snapshot.as_deref())?,
             Verb::Manual => self.by_hand(step.text.as_deref().unwrap_or_default().trim()),
@@ -391,6 +407,10 @@ impl<'a> Expansion<'a> {
             let node = self.draft.full(&worker.name);
             if basis.inventory.server(&node).is_none() {
                 self.draft.findings.push(format!("{node} does not exist: `hk-dr build` makes it afterwards"));
+                continue;
+            }
+            // A worker that is made anew is waited for already.
+            if self.draft.has(&format!("node/{node}")) {
                 continue;
             }
             let title = format!("wait until the kubelet of {node} reports again");

@@ -54,6 +54,21 @@ async fn masters_go_to_the_location_that_is_named_if_the_cluster_may_be_there() 
 }
 
 #[tokio::test]
+async fn a_location_that_is_left_survives_death_after_every_event() {
+    let choice = RunbookChoice { location: Some("nbg1".into()), ..runbook("location-evacuate", &[]) };
+    kept(&choice).await;
+    let world = run_undisturbed(&choice).await;
+    let servers = world.cloud.servers("").await.expect("listed");
+    assert!(servers.iter().all(|s| s.location != "nbg1"), "{servers:?}");
+    assert_eq!(servers.len(), 4);
+    battery(Wanted::Runbook(choice)).await;
+
+    let nowhere = Wanted::Runbook(runbook("location-evacuate", &[]));
+    let refused = draw_plan(&world.world(), "ssh-ed25519 AAAA", &nowhere, &Course::default(), "p1").await.unwrap_err();
+    assert!(refused.to_string().contains("none is named"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_cluster_taken_back_in_time_survives_death_after_every_event_and_keeps_what_was() {
     let choice = runbook("restore-to-time", &[]);
     kept(&choice).await;
