@@ -1,14 +1,15 @@
 //! From what is wanted to a plan: looks at the world, gathers what the planner needs to know, and asks it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::distribution::server_name;
 use crate::distribution::upstream::{Role, config_digest, needed, vpn_digest};
 use crate::observe::{Depth, observe};
 use crate::plan::{
-    AbortChoice, Basis, DestroyChoice, Drift, Inventory, LINEAGE_LABEL, Plan, PlanError, RebuildChoice, RunbookChoice,
-    WorkersChoice, drift, plan_abort, plan_build, plan_build_with, plan_certificates, plan_destroy, plan_rebuild,
-    plan_runbook, plan_ssh_rotation,
+    AbortChoice, Basis, BesideProduction, DestroyChoice, Drift, Inventory, LINEAGE_LABEL, Plan, PlanError, Purpose,
+    RebuildChoice, RunbookChoice, WorkersChoice, copied, drift, plan_abort, plan_build, plan_build_with,
+    plan_certificates, plan_copy, plan_destroy, plan_rebuild, plan_runbook, plan_ssh_rotation, works_on_copy,
 };
 use crate::ports::{ErrorCode, PortError, PortResult};
 use crate::steps::World;
@@ -63,6 +64,11 @@ pub async fn draw_plan(
     if let Wanted::Destroy(choice) = wanted {
         return draw_destruction(world, *choice, plan_id).await;
     }
+    if let Wanted::Runbook(choice) = wanted
+        && works_on_copy(&choice.runbook)
+    {
+        return draw_copy(world, ssh_public_key, choice, course, plan_id).await;
+    }
     // A rebuild that is under way makes every machine anew: a look at them would only wait for those that boot. A build
     // must know which masters have data, however often it is planned.
     let depth = match wanted {
@@ -101,6 +107,7 @@ pub async fn draw_plan(
         lineage: &lineage,
         now: world.clock.now(),
         unavailable: &course.unavailable,
+        copy_of: None,
     };
     Ok(match wanted {
         Wanted::Build => plan_build(&basis)?,
@@ -151,7 +158,68 @@ fn with_bare_basis<T>(
         lineage: plan_id,
         now: world.clock.now(),
         unavailable: &BTreeSet::new(),
+        copy_of: None,
     })
+}
+
+/// The world in which a plan is executed: for one that works on a copy, the copy's.
+///
+/// # Errors
+/// `Invalid` if `cluster.yaml` does not have any more what the plan was drawn from.
+pub fn world_of(plan: &Plan, world: &World) -> PortResult<World> {
+    let copying = plan.runbook.as_ref().filter(|r| plan.purpose == Purpose::Runbook && works_on_copy(&r.runbook));
+    let Some((run, snapshot)) = copying.zip(plan.snapshot.as_ref()) else { return Ok(world.clone()) };
+    let cluster = copied(&world.cluster, &run.runbook, run.location.as_deref())
+        .map_err(|e| PortError::new(ErrorCode::Invalid, e.to_string()))?;
+    Ok(world.copy(cluster, snapshot))
+}
+
+/// A copy's plan. Of production nothing is looked at but its snapshots, its binaries and its SSH key.
+async fn draw_copy(
+    world: &World,
+    ssh_public_key: &str,
+    choice: &RunbookChoice,
+    course: &Course,
+    plan_id: &str,
+) -> Result<Plan, DrawError> {
+    let cluster = copied(&world.cluster, &choice.runbook, choice.location.as_deref())?;
+    let snapshots = match world.backups.snapshots().await {
+        Err(error) if error.code == ErrorCode::NotFound => Vec::new(),
+        other => other?,
+    };
+    let restored = choice.snapshot.clone().or_else(|| snapshots.first().map(|s| s.id.clone()));
+    if let Some(wanted) = choice.snapshot.as_ref().filter(|id| !snapshots.iter().any(|s| s.id == **id)) {
+        let available = snapshots.iter().map(|s| s.id.clone()).collect();
+        return Err(PlanError::NoSnapshot { wanted: wanted.clone(), available }.into());
+    }
+    let copy = match &restored {
+        Some(snapshot) => world.copy(cluster, snapshot),
+        None => World { vault: Arc::clone(&world.vault), ..world.copy(cluster, "") },
+    };
+    let inventory = observe(&copy, Depth::Cloud).await?;
+    let pins = pins(&copy, &inventory).await?;
+    let key = world.cloud.ssh_key_by_name(&world.cluster.name).await?.filter(|k| world.owns(&k.labels));
+    // A rehearsal does not fail for want of a price list.
+    let prices = world.cloud.prices().await.ok();
+    let basis = Basis {
+        cluster: &copy.cluster,
+        inventory: &inventory,
+        pins: &pins,
+        ssh_public_key,
+        digests: &BTreeMap::new(),
+        plan_id,
+        parent: course.parent.as_deref(),
+        lineage: plan_id,
+        now: world.clock.now(),
+        unavailable: &course.unavailable,
+        copy_of: Some(&world.cluster.name),
+    };
+    let production = BesideProduction {
+        cluster: &world.cluster,
+        ssh_key: key.as_ref().map(|k| k.name.as_str()),
+        prices: prices.as_ref(),
+    };
+    Ok(plan_copy(&basis, choice, &production)?)
 }
 
 /// Version and digest of everything servers install: a digest the bucket has, else the one of the local file.

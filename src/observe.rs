@@ -8,7 +8,7 @@ use futures::stream::FuturesUnordered;
 
 use crate::distribution::server_name;
 use crate::distribution::upstream::Role;
-use crate::plan::{Inventory, NAME_LABEL, OWNER_LABEL, ROLE_LABEL};
+use crate::plan::{Inventory, NAME_LABEL, ROLE_LABEL};
 use crate::ports::{Collection, ErrorCode, EtcdEndpoint, NodeProbe, PortResult, Server, SnapshotInfo};
 use crate::steps::{ServerOutput, World};
 
@@ -30,7 +30,7 @@ pub enum Depth {
 /// When the cloud or the bucket can't be asked. A machine that does not answer is an observation, not an error.
 pub async fn observe(world: &World, depth: Depth) -> PortResult<Inventory> {
     let cluster = &world.cluster;
-    let selector = format!("{OWNER_LABEL}=={}", cluster.name);
+    let selector = world.selector();
     let (servers, volumes, network, placement_group, ssh_key, firewalls) = tokio::try_join!(
         world.cloud.servers(&selector),
         world.cloud.volumes(&selector),
@@ -107,7 +107,7 @@ async fn snapshots(world: &World) -> PortResult<Vec<SnapshotInfo>> {
 }
 
 async fn mirrored(world: &World) -> PortResult<BTreeSet<String>> {
-    let prefix = format!("{}/artifacts/", world.cluster.name);
+    let prefix = format!("{}/artifacts/", world.folder());
     match world.store.list(&prefix).await {
         Ok(objects) => Ok(objects.iter().filter_map(|o| o.key.strip_prefix(&prefix).map(str::to_owned)).collect()),
         // The bucket is made by the first build.

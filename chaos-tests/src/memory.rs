@@ -71,6 +71,8 @@ struct State {
     members: Members,
     last_member: u64,
     taken: Vec<String>,
+    /// Restored etcds differ from their snapshots.
+    spoilt: bool,
     /// Snapshots that were there before the run, beside those of the beginning.
     added: Vec<SnapshotInfo>,
     objects: BTreeMap<String, Value>,
@@ -174,6 +176,8 @@ impl MemoryWorld {
             artifacts: this(),
             clock: Arc::new(Noon),
             secrets: Arc::default(),
+            copy_of: None,
+            in_public: None,
         }
     }
 
@@ -201,6 +205,11 @@ impl MemoryWorld {
         self.lock().added.push(snapshot_info());
     }
 
+    /// From now on what is restored differs from its snapshot.
+    pub fn spoil_restores(&self) {
+        self.lock().spoilt = true;
+    }
+
     pub fn taken(&self) -> Vec<String> {
         self.lock().taken.clone()
     }
@@ -209,8 +218,9 @@ impl MemoryWorld {
         self.lock().objects.keys().cloned().collect()
     }
 
+    /// Those of the cluster itself: a copy's die with it.
     pub fn nodes(&self) -> BTreeSet<String> {
-        self.lock().nodes.clone()
+        self.lock().nodes.iter().filter(|n| !of_copy(n)).cloned().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -220,7 +230,9 @@ impl MemoryWorld {
     async fn change<T>(&self, host: &Host, how: impl FnOnce(&mut Machine) -> PortResult<T>) -> PortResult<T> {
         moment().await;
         let name = &host.name;
-        if let Some(vpn) = self.cluster.vpn.as_ref().map(|v| format!("{}-{}", self.cluster.name, v.name))
+        // A copy of a private cluster has public addresses and no VPN.
+        let vpn = self.cluster.vpn.as_ref().filter(|_| !of_copy(name));
+        if let Some(vpn) = vpn.map(|v| format!("{}-{}", self.cluster.name, v.name))
             && self.cloud.server_by_name(&vpn).await?.is_none()
             && self.cloud.server_by_name(name).await?.is_none_or(|s| s.public_ipv4.is_none())
         {
@@ -228,7 +240,7 @@ impl MemoryWorld {
         }
         let at = |s: &hk_dr::ports::Server| {
             let private = s.private.iter().any(|p| p.address == host.address);
-            if self.cluster.vpn.is_some() { private } else { s.public_ipv4 == Some(host.address) }
+            if vpn.is_some() { private } else { s.public_ipv4 == Some(host.address) }
         };
         let server = self.cloud.server_by_name(name).await?.filter(at);
         let Some(server) = server.filter(|s| s.status == ServerStatus::Running) else {
@@ -504,6 +516,11 @@ impl Dialer for MemoryWorld {
     async fn kube(&self, host: &Host, _: &ClientTls) -> PortResult<Arc<dyn Kube>> {
         Ok(Arc::new(MemoryKube { world: self.clone(), host: host.clone() }))
     }
+}
+
+/// Whether a server's name is one of a copy of the cluster.
+fn of_copy(name: &str) -> bool {
+    name.contains("-copy-")
 }
 
 fn in_days(days: u32) -> jiff::Timestamp {

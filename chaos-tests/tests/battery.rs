@@ -6,15 +6,17 @@ use std::sync::Arc;
 
 use chaos_tests::memory::{Machine, MemoryWorld};
 use hk_dr::config::{Cluster, SHIPPED, load_runbook, parse};
-use hk_dr::drawing::{Course, Wanted, draw_plan, look_for_drift};
+use hk_dr::drawing::{Course, Wanted, draw_plan, look_for_drift, world_of};
 use hk_dr::engine::{Engine, Open, Run, RunError, Silent};
 use hk_dr::journal::{JournalError, MemoryJournal, RunStatus};
-use hk_dr::plan::{DestroyChoice, Plan, RebuildChoice, RunbookChoice};
+use hk_dr::plan::{DestroyChoice, Plan, RebuildChoice, RunbookChoice, works_on_copy};
 use hk_dr::ports::{Cloud, ObjectStore, Perimeter};
 use hk_dr::steps::Registry;
 
 #[path = "battery/abort.rs"]
 mod abort;
+#[path = "battery/copy.rs"]
+mod copy;
 #[path = "battery/life.rs"]
 mod life;
 
@@ -37,7 +39,7 @@ async fn process(world: &MemoryWorld, plan: &Plan, journal: MemoryJournal) -> Re
     let mut run = Run::open(&plan.id, plan, Box::new(journal), &events)?;
     let engine = Engine {
         registry: Arc::new(Registry::standard()),
-        world: world.world(),
+        world: world_of(plan, &world.world()).expect("the world of the plan"),
         progress: Arc::new(Silent),
         gate: Arc::new(Open),
     };
@@ -115,7 +117,7 @@ async fn before_of(cluster: &Cluster, wanted: &Wanted) -> MemoryWorld {
     }
     if let Wanted::Runbook(choice) = wanted {
         lose(&world, choice).await;
-        if choice.runbook.name == "restore-to-time" {
+        if choice.runbook.name == "restore-to-time" || works_on_copy(&choice.runbook) {
             world.add_snapshot();
         }
     }

@@ -16,12 +16,16 @@ const DEATHS_EACH: usize = 6;
 /// A build has about ninety events, a rebuild a few more; a death beyond the last event is none.
 const EVENTS: usize = 84;
 
+#[path = "lab_battery/copies.rs"]
+mod copies;
 #[path = "lab_battery/everyday.rs"]
 mod everyday;
 #[path = "lab_battery/life.rs"]
 mod life;
 #[path = "lab_battery/runbooks.rs"]
 mod runbooks;
+#[path = "lab_battery/terminal.rs"]
+mod terminal;
 
 struct Lab {
     name: String,
@@ -75,12 +79,15 @@ impl Lab {
     }
 
     fn api(&self, what: &str) -> Vec<Value> {
+        self.get(what)[what].as_array().cloned().unwrap_or_default()
+    }
+
+    fn get(&self, path: &str) -> Value {
         let script =
-            format!("curl -fsS -H \"Authorization: Bearer $HCLOUD_TOKEN\" $HCLOUD_ENDPOINT/{what}?per_page=50");
+            format!("curl -fsS -H \"Authorization: Bearer $HCLOUD_TOKEN\" $HCLOUD_ENDPOINT/{path}?per_page=50");
         let output = self.host(&["lab", "exec", "--name", &self.name, "--from", "operator", "--", "sh", "-c", &script]);
-        succeeded(&output, what);
-        let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        value[what].as_array().cloned().unwrap_or_default()
+        succeeded(&output, path);
+        serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
     #[expect(clippy::disallowed_methods, reason = "this test has a thread of its own and no runtime")]
@@ -193,6 +200,8 @@ fn build_and_rebuild_survive_deaths_on_real_machines() {
     whole(&lab);
     println!("{} deaths survived", 2 * DEATHS_EACH);
     runbooks::rehearse(&lab, &mut random);
+    copies::sandbox(&lab);
+    terminal::step_by_step(&lab);
     everyday::look(&lab);
     life::live(&lab);
     errors_say_what_to_do(&lab);
@@ -267,15 +276,20 @@ fn deaths_over_all_runbooks_drawn_by_a_seed_are_survived() {
     let points = number("HK_DR_POINTS").and_then(|n| usize::try_from(n).ok()).unwrap_or(100);
     println!("seed {seed} (HK_DR_SEED={seed} repeats it)");
     let lab = Lab::up();
-    std::fs::create_dir(lab.dir.path().join("git")).expect("a directory");
-    std::fs::write(lab.dir.path().join("git/cluster.yaml"), include_str!("../../examples/demo/cluster.yaml"))
-        .expect("written");
-    let (one, two) = (lab.path("identity"), lab.path("second-identity"));
-    let args = ["keys", "init", "--new-identity", &one, "--new-identity", &two];
-    let mut init = Command::new(hk_dr());
-    init.args(["lab", "exec", "--name", &lab.name, "--from", "operator", "--"]).arg(hk_dr()).args(args);
-    succeeded(&init.args(["-C", &lab.path("git")]).output().expect("hk-dr starts"), "keys init");
+    lab.declare();
     succeeded(&lab.operator(&["build", "--yes"], None), "build");
     succeeded(&lab.operator(&["snapshot"], None), "snapshot");
     runbooks::die_everywhere(&lab, &mut StdRng::seed_from_u64(seed), points);
+}
+
+#[test]
+#[ignore = "two minutes: cargo test -p chaos-tests --test lab_battery rehearsals_on_a_copy -- --ignored --nocapture"]
+fn rehearsals_on_a_copy_act_on_nothing_of_production() {
+    let lab = Lab::up();
+    lab.declare();
+    succeeded(&lab.operator(&["build", "--yes"], None), "build");
+    succeeded(&lab.operator(&["snapshot"], None), "snapshot");
+    copies::all(&lab);
+    terminal::step_by_step(&lab);
+    whole(&lab);
 }

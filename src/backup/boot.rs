@@ -2,18 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::local_etcd::LocalEtcd;
 use super::manifest::{Manifest, Verification};
 use super::objects::{ObjectName, collection};
+use super::rehearsed::{Plain, plain};
 use super::{Identities, IsolatedApi, Programs, catalog, verify};
 use crate::bolt::Backend;
 use crate::config::Cluster;
 use crate::distribution::pki::ClusterSecrets;
-use crate::kube::KubeClient;
 use crate::ports::{Clock, Collection, ErrorCode, Etcd, Kube, ObjectStore, PortError, PortResult};
 
 /// How long a custom resource may take to be served after the API server is ready.
@@ -50,12 +49,7 @@ pub async fn boot(request: &BootRequest<'_>) -> PortResult<Verification> {
 
 async fn started(request: &BootRequest<'_>) -> PortResult<Verification> {
     let BootRequest { store, manifest, identities, scratch, clock, .. } = *request;
-    let local = |e: std::io::Error| PortError::new(ErrorCode::Local, format!("work below {}: {e}", scratch.display()));
-    std::fs::create_dir_all(scratch).map_err(local)?;
-    let dir = tempfile::Builder::new().prefix("boot-").tempdir_in(scratch).map_err(local)?;
-    let path = dir.path().join("etcd.db");
-    let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(local)?;
-    let mut verification = verify::read_into(store, manifest, identities, file, scratch, clock).await?;
+    let Plain { path, mut verification, dir } = plain(store, manifest, identities, scratch, clock).await?;
     let set = catalog::read_recovery(store, manifest, identities).await?;
     let secrets = ClusterSecrets::from_recovery_set(&set)
         .map_err(|e| PortError::new(ErrorCode::Corrupt, format!("the recovery set of {}: {e}", manifest.id)))?;
@@ -82,12 +76,19 @@ type ObjectId = (Option<String>, String);
 
 /// Objects that are stored, by where the API serves them; and how many keys are nothing that it could serve.
 #[derive(Default)]
-struct Stored {
+pub(super) struct Stored {
     by_collection: BTreeMap<(String, String), BTreeSet<ObjectId>>,
     other: BTreeMap<String, u64>,
 }
 
-fn stored_objects(path: &Path) -> PortResult<Stored> {
+impl Stored {
+    /// Objects that the API serves.
+    pub fn count(&self) -> u64 {
+        self.by_collection.values().map(|objects| objects.len() as u64).sum()
+    }
+}
+
+pub(super) fn stored_objects(path: &Path) -> PortResult<Stored> {
     let file =
         File::open(path).map_err(|e| PortError::new(ErrorCode::Local, format!("read {}: {e}", path.display())))?;
     let backend = Backend::open(file)?;
@@ -113,7 +114,7 @@ fn internal(kind: &str) -> bool {
 }
 
 /// Lists every collection and looks for each stored object in it. Returns what is not served, by kind.
-async fn read_all(kube: &KubeClient, stored: Stored) -> PortResult<BTreeMap<String, u64>> {
+pub(super) async fn read_all(kube: &dyn Kube, stored: Stored) -> PortResult<BTreeMap<String, u64>> {
     let mut not_served = stored.other;
     for ((api_version, kind), objects) in stored.by_collection {
         let plural = kind.split('.').next().unwrap_or_default().to_owned();
@@ -145,7 +146,7 @@ async fn read_all(kube: &KubeClient, stored: Stored) -> PortResult<BTreeMap<Stri
 
 /// All objects of a collection, or none if this API server does not serve it. One that cannot be decoded or decrypted
 /// fails the whole list.
-async fn list(kube: &KubeClient, place: &Collection) -> PortResult<Option<Vec<serde_json::Value>>> {
+async fn list(kube: &dyn Kube, place: &Collection) -> PortResult<Option<Vec<serde_json::Value>>> {
     let begun = Instant::now();
     loop {
         match kube.list(place).await {

@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::manifest::{Finding, Manifest, Sealed, Verification};
 use super::{Identities, layout, recovery, unpack, unseal};
 use crate::ports::{
-    Backups, ByteStream, ErrorCode, ObjectStore, PortError, PortResult, RecoverySet, SnapshotInfo, Vouched,
+    Backups, ByteStream, Compared, ErrorCode, ObjectStore, PortError, PortResult, RecoverySet, Served, SnapshotInfo,
+    Vouched,
 };
 
 /// Manifests read at the same time.
@@ -191,7 +192,7 @@ pub struct BucketBackups {
 }
 
 impl BucketBackups {
-    fn source(&self) -> PortResult<&super::Source> {
+    pub(super) fn source(&self) -> PortResult<&super::Source> {
         let none = || PortError::new(ErrorCode::Invalid, "snapshots can be opened here, not taken");
         self.source.as_ref().ok_or_else(none)
     }
@@ -235,6 +236,14 @@ impl Backups for BucketBackups {
 
     async fn verify(&self, id: &str) -> PortResult<()> {
         self.source()?.verify(id, self.store.as_ref(), &self.identities).await
+    }
+
+    async fn compare(&self, id: &str, etcd: std::sync::Arc<dyn crate::ports::Etcd>) -> PortResult<Compared> {
+        self.compared(id, etcd.as_ref()).await
+    }
+
+    async fn served(&self, id: &str, kube: std::sync::Arc<dyn crate::ports::Kube>) -> PortResult<Served> {
+        self.found_served(id, kube.as_ref()).await
     }
 }
 

@@ -24,6 +24,7 @@ pub mod objects;
 mod prune;
 mod recall;
 mod recovery;
+mod rehearsed;
 mod seal;
 mod signed;
 mod take;

@@ -7,7 +7,7 @@ use super::{CliError, Context, ExitKind};
 use crate::drawing::{Course, Wanted};
 use crate::engine::RunError;
 use crate::journal::{RunStatus, StepState};
-use crate::plan::{AbortChoice, Plan, Purpose};
+use crate::plan::{AbortChoice, Plan, Purpose, works_on_copy};
 use crate::runs::{RunDir, Runs};
 
 /// Give up a run that stopped midway: undo what can be undone, say what can't.
@@ -156,6 +156,12 @@ pub(super) async fn unwind(
         }
     };
     match go_back(context, connected, held, plan, dir, &back).await {
+        Ok(()) if plan.runbook.as_ref().is_some_and(|r| works_on_copy(&r.runbook)) => {
+            let message = format!("run {} failed and its copy was deleted: {failed}", plan.id);
+            CliError::new(ExitKind::Failed, message)
+                .hint(format!("production was not touched; run {} deleted what the rehearsal had made", back.id))
+                .hint("mend the cause and run it again; with --keep the copy stays for a look")
+        }
         Ok(()) => CliError::new(ExitKind::Failed, format!("run {} failed and was undone: {failed}", plan.id))
             .hint(format!(
                 "the state before is back (run {}), and every API server that was touched took a write",

@@ -13,7 +13,7 @@ use crate::backup::{Archive, BucketBackups, BucketVault, Identities, Recipients,
 use crate::config::Cluster;
 use crate::hetzner::HetznerCloud;
 use crate::machines::ShellMachines;
-use crate::ports::{Artifacts, Cloud, ObjectStore, PortResult, Reach, SystemClock, Vault};
+use crate::ports::{Artifacts, Cloud, Dialer, Machines, ObjectStore, PortResult, Reach, SystemClock, Vault};
 use crate::secrets::Secrets;
 use crate::sign::{SigningKey, Trust};
 use crate::ssh::{Direct, SshDialer, SshShell};
@@ -115,6 +115,15 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
             Slots::new(context.state_dir().join("vpn")),
         )),
     };
+    // A copy of the cluster has no VPN: it is reached as a cluster without one.
+    let in_public = match &cluster.vpn {
+        None => None,
+        Some(_) => {
+            let shell = SshShell::through(&secrets.ssh_private_keys()?, SSH_PORT, Arc::new(Direct))?;
+            let machines: Arc<dyn Machines> = Arc::new(ShellMachines::new(Arc::new(shell.clone())));
+            Some((machines, Arc::new(SshDialer::new(shell)) as Arc<dyn Dialer>))
+        }
+    };
     let shell = SshShell::through(&secrets.ssh_private_keys()?, SSH_PORT, Arc::clone(&reach))?;
     let source = Source {
         cluster: cluster.name.clone(),
@@ -144,6 +153,8 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
         clock,
         secrets: known,
         cluster,
+        copy_of: None,
+        in_public,
     };
     let ssh_public_key = ssh_public_key(context)?;
     Ok(Connected { declared, ssh_public_key, world, hetzner, store, buckets, signer, source, shell, reach })

@@ -12,7 +12,7 @@ use super::hold::{Held, hold};
 use super::runbook::Measured;
 use super::{CliError, Context, ExitKind};
 use crate::config::{Cluster, OnFailure};
-use crate::drawing::{Course, DrawError, Wanted, draw_plan};
+use crate::drawing::{Course, DrawError, Wanted, draw_plan, world_of};
 use crate::engine::{Engine, Run, RunError};
 use crate::journal::{Body, Event, FileJournal, JournalError, Mirror, MirroredJournal, RunState};
 use crate::plan::{DestroyChoice, Plan, PlanError, Purpose, RebuildChoice, RunbookChoice, RunbookRun};
@@ -174,8 +174,14 @@ pub async fn resume(
                 )
                 .hint("nothing was touched; plan again with `hk-dr runbook plan`")
             })?;
-            let RunbookRun { runbook, servers, snapshot, location } = run;
-            Wanted::Runbook(RunbookChoice { runbook, servers, snapshot, location })
+            let RunbookRun { runbook, servers, snapshot, location, keep, cost: _ } = run;
+            Wanted::Runbook(RunbookChoice {
+                servers,
+                snapshot,
+                location,
+                keep,
+                ..RunbookChoice::new(runbook, Vec::new())
+            })
         }
     };
     follow(context, connected, held, &wanted, plan, dir, &Manner::default()).await
@@ -196,7 +202,7 @@ async fn follow(
     let mut all_made = Vec::new();
     for _ in 0..PLANS_MAX {
         let Err(failed) = measure(context, connected, held, &plan, &dir, manner).await? else {
-            if plan.purpose == Purpose::SshRotation {
+            if plan.steps.iter().any(|s| s.kind == "ssh_key.revoke") {
                 super::keys::rotation_ended(context, connected)?;
             }
             return Ok(plan.id);
@@ -264,7 +270,7 @@ pub(super) async fn execute(
     let mut run = Run::open(&plan.id, plan, journal, &events)?;
     let progress = Arc::new(StepLines::new(context, plan, manner.step));
     let (registry, gate) = (Arc::new(Registry::standard()), held.gate(context, mirror.clone()));
-    let engine = Engine { registry, world: connected.world.clone(), progress, gate };
+    let engine = Engine { registry, world: world_of(plan, &connected.world)?, progress, gate };
     let result = engine.execute(plan, &mut run).await;
     if let Some(mirror) = mirror
         && let Some(missing) = mirror.finish(MIRRORED_WITHIN).await
@@ -304,8 +310,9 @@ pub(super) async fn abandon(connected: &Connected, plan: &Plan, dir: &RunDir, re
 
 /// Whether the runbook wants its way back at once. A person who says no, and another operator, are no failure.
 fn unwinds(plan: &Plan, error: &RunError) -> bool {
+    // A copy that is to be looked at is most worth a look when something went wrong.
     matches!(error, RunError::Step { .. })
-        && plan.runbook.as_ref().is_some_and(|r| r.runbook.on_failure == OnFailure::Unwind)
+        && plan.runbook.as_ref().is_some_and(|r| r.runbook.on_failure == OnFailure::Unwind && !r.keep)
 }
 
 fn location_without_capacity(plan: &Plan, error: &RunError) -> Option<String> {

@@ -15,7 +15,7 @@ use crate::backup::{Identities, Recipients};
 use crate::secrets::{Overrides, SECRETS_FILE, keep_copy_keys, seal, write_file};
 use crate::ssh;
 
-pub(super) use rotate::ended as rotation_ended;
+pub(super) use rotate::{by_runbook as rotate_by, ended as rotation_ended, plan_by_runbook as plan_rotation_by};
 
 const RECIPIENTS_FILE: &str = "recipients.txt";
 pub(super) const SSH_PUBLIC_FILE: &str = "ssh.pub";

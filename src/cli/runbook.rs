@@ -7,7 +7,7 @@ mod show;
 use clap::Subcommand;
 
 use super::drive::{Manner, draw, draw_and_execute};
-use super::{CliError, Context, ExitKind};
+use super::{CliError, Context, ExitKind, keys};
 use crate::backup::log::Point;
 use crate::config::{Acts, Verb};
 use crate::drawing::{Course, Wanted};
@@ -60,16 +60,19 @@ struct Choice {
     /// For masters.replace: a new, empty volume even where the old one could be attached again.
     #[arg(long)]
     fresh_volume: bool,
-    /// For masters.move: the location, one of fallbackLocations (default: each master to the next of them).
+    /// For copies: leave the copy for a look, also if a step fails. It costs until `hk-dr runbook run discard-copy`.
+    #[arg(long)]
+    keep: bool,
+    /// For masters.move and copies: the location, one of fallbackLocations (default: each master to the next of them).
     #[arg(long, value_name = "LOCATION")]
     to: Option<String>,
     /// For location.evacuate: the location to leave.
     #[arg(long, value_name = "LOCATION", conflicts_with = "to")]
     from: Option<String>,
-    /// For masters.restore: the snapshot (default: the newest).
+    /// For masters.restore and copies: the snapshot (default: the newest).
     #[arg(long, value_name = "ID")]
     snapshot: Option<String>,
-    /// For masters.restore: the state at a revision, a time, or `latest`, with the log's help.
+    /// For masters.restore and copies: the state at a revision, a time, or `latest`, with the log's help.
     #[arg(long, value_name = "REVISION|TIME", conflicts_with = "snapshot")]
     at: Option<Point>,
 }
@@ -83,7 +86,11 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
         Command::Run { choice, yes: _, dry_run: true, step: _ } => plan(&choice, context),
         Command::Run { choice, yes, dry_run: false, step } => {
             let wanted = wanted(&choice, false, context)?;
-            let run = draw_and_execute(context, &wanted, &Manner { yes, step })?;
+            let manner = Manner { yes, step };
+            let run = match rotation(&wanted) {
+                Some(choice) => Some(keys::rotate_by(choice, context, &manner)?),
+                None => draw_and_execute(context, &wanted, &manner)?,
+            };
             // What there is to say of a run that was made was said by its evidence.
             if run.is_none() {
                 super::build::report(context, None, "the runbook has no steps for this cluster");
@@ -116,12 +123,23 @@ fn wanted(choice: &Choice, dry_run: bool, context: &Context) -> Result<Wanted, C
         Some(at) => Some(crate::cli::rebuild::snapshot_at(at, dry_run, context)?),
     };
     let (servers, location) = (choice.server.clone(), choice.to.clone().or_else(|| choice.from.clone()));
-    Ok(Wanted::Runbook(RunbookChoice { runbook, servers, snapshot, location }))
+    Ok(Wanted::Runbook(RunbookChoice { runbook, servers, snapshot, location, keep: choice.keep, ssh_before: None }))
+}
+
+/// A runbook that rotates the SSH key: there must be a new one before it can be planned.
+fn rotation(wanted: &Wanted) -> Option<&RunbookChoice> {
+    let Wanted::Runbook(choice) = wanted else { return None };
+    choice.runbook.steps.iter().any(|s| s.verb == Verb::SshKeyAuthorize).then_some(choice)
 }
 
 fn plan(choice: &Choice, context: &Context) -> Result<(), CliError> {
     let wanted = wanted(choice, true, context)?;
-    let connected = super::connect::connect(context)?;
-    let plan: Plan = context.block_on(draw(&connected, &wanted, &Course::default()))?;
+    let plan: Plan = match rotation(&wanted) {
+        Some(choice) => keys::plan_rotation_by(choice, context)?,
+        None => {
+            let connected = super::connect::connect(context)?;
+            context.block_on(draw(&connected, &wanted, &Course::default()))?
+        }
+    };
     show::plan(&plan, context)
 }

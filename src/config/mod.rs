@@ -29,7 +29,7 @@ pub use peers::{free_address, with_peer, without_peer};
 pub use policy::*;
 pub use pools::POOL_LABEL;
 pub use range::Range;
-pub use runbook::{Acts, Guards, OnFailure, Runbook, RunbookStep, SHIPPED, Targets, Verb};
+pub use runbook::{Acts, CopyScope, Guards, OnFailure, Runbook, RunbookStep, SHIPPED, Targets, Verb};
 pub use vpn::{OWN_ADDRESSES, VpnConfig, VpnPeer, is_wireguard_key};
 
 /// Versions that can be installed, by artifact name: what `artifacts.lock` pins.

@@ -97,9 +97,23 @@ pub struct RunbookStep {
     /// cluster.verify: wait until the workers' Nodes are ready as well.
     #[serde(default)]
     pub nodes: bool,
+    /// copy.restore: how much of the cluster is copied.
+    #[serde(default)]
+    pub scope: CopyScope,
     /// manual: what a person has to do.
     #[serde(default)]
     pub text: Option<String>,
+}
+
+/// How much of a cluster a copy has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum CopyScope {
+    /// The first master alone, in another location: all data, at the price of one server.
+    #[default]
+    FirstMaster,
+    /// Every master and every worker, where Git declares them.
+    Whole,
 }
 
 /// What a step does to each master the runbook acts on.
@@ -141,6 +155,21 @@ pub enum Verb {
     /// Leave a location: masters there are replaced by new members elsewhere, workers made anew elsewhere.
     #[serde(rename = "location.evacuate")]
     LocationEvacuate,
+    /// Restore a snapshot beside production, onto servers, volumes and a network of its own.
+    #[serde(rename = "copy.restore")]
+    CopyRestore,
+    /// Compare every key of the copy with the snapshot, and find every object through its API.
+    #[serde(rename = "copy.compare")]
+    CopyCompare,
+    /// Delete the copy with all that is its.
+    #[serde(rename = "copy.discard")]
+    CopyDiscard,
+    /// Let a new SSH key log in to every server, and try it.
+    #[serde(rename = "sshKey.authorize")]
+    SshKeyAuthorize,
+    /// Take the old SSH key off every server, and prove that it is refused.
+    #[serde(rename = "sshKey.revoke")]
+    SshKeyRevoke,
     /// Wait until a person has done something and says so with `hk-dr approve`.
     #[serde(rename = "manual")]
     Manual,
@@ -165,6 +194,11 @@ impl Verb {
             Self::MastersMove => "masters.move",
             Self::MastersRestore => "masters.restore",
             Self::LocationEvacuate => "location.evacuate",
+            Self::CopyRestore => "copy.restore",
+            Self::CopyCompare => "copy.compare",
+            Self::CopyDiscard => "copy.discard",
+            Self::SshKeyAuthorize => "sshKey.authorize",
+            Self::SshKeyRevoke => "sshKey.revoke",
             Self::Manual => "manual",
             Self::ClusterVerify => "cluster.verify",
         }
@@ -178,6 +212,10 @@ struct Standing {
     powered: bool,
     attached: bool,
     snapshot: bool,
+    /// A copy stands; nothing else is acted on then.
+    copy: bool,
+    /// A new SSH key works.
+    new_key: bool,
 }
 
 pub(super) fn check(runbook: &Runbook, tree: &Tree, report: &mut Report) {
@@ -202,16 +240,22 @@ pub(super) fn check(runbook: &Runbook, tree: &Tree, report: &mut Report) {
         let message = "no majority stays when every master is acted on".to_owned();
         wrong("guards.majorityStays", message, "take it out, or write `masters: chosen`");
     }
+    if runbook.steps.iter().any(|s| s.verb == Verb::CopyRestore) && runbook.guards != Guards::default() {
+        let message = "a copy is made whatever state production is in".to_owned();
+        wrong("guards", message, "take the guards out");
+    }
     if runbook.targets.writes_percent.is_some_and(|p| p > 100) {
         wrong("targets.writesPercent", "more than all writes can't succeed".into(), "a number from 0 to 100");
     }
-    let mut now = Standing { running: true, powered: true, attached: true, snapshot: false };
+    let mut now =
+        Standing { running: true, powered: true, attached: true, snapshot: false, copy: false, new_key: false };
     for (index, step) in runbook.steps.iter().enumerate() {
         let at = |field: &str| format!("steps.{index}.{field}");
         for (given, field, verb) in [
             (step.verify, "verify", Verb::SnapshotTake),
             (step.fresh_volume, "freshVolume", Verb::MastersReplace),
             (step.nodes, "nodes", Verb::ClusterVerify),
+            (step.scope != CopyScope::default(), "scope", Verb::CopyRestore),
         ] {
             if given && step.verb != verb {
                 let message = format!("`{}` takes no `{field}`", step.verb.name());
@@ -241,7 +285,25 @@ pub(super) fn check(runbook: &Runbook, tree: &Tree, report: &mut Report) {
 /// Whether a verb can follow what came before; where it leads.
 fn follow(now: &mut Standing, acts: Acts, verb: Verb) -> Result<(), (&'static str, &'static str)> {
     let need = |holds: bool, message, hint| if holds { Ok(()) } else { Err((message, hint)) };
+    let with_copy = matches!(verb, Verb::CopyCompare | Verb::CopyDiscard | Verb::ClusterVerify | Verb::Manual);
+    need(!now.copy || with_copy, "it would act on production beside a copy", "give it a runbook of its own")?;
     match verb {
+        Verb::CopyRestore => {
+            need(acts == Acts::All, "it acts on no chosen master", "write `masters: all`")?;
+            need(now.running && !now.snapshot, "a copy is made before anything else", "put it first")?;
+            now.copy = true;
+        }
+        Verb::SshKeyAuthorize => {
+            need(now.running && now.powered, "every server must answer", "put it where the masters run")?;
+            need(acts == Acts::All, "it acts on every server", "write `masters: all`")?;
+            now.new_key = true;
+        }
+        Verb::SshKeyRevoke => {
+            need(now.new_key, "nobody could log in any more", "put `sshKey.authorize` before it")?;
+            need(now.running && now.powered, "every server must answer", "put it where the masters run")?;
+        }
+        Verb::CopyCompare => need(now.copy, "there is no copy", "put `copy.restore` before it")?,
+        Verb::CopyDiscard => now.copy = true,
         Verb::SnapshotTake => {
             need(now.running, "a snapshot can't be taken of stopped masters", "move it before masters.stop")?;
             now.snapshot = true;
@@ -303,14 +365,18 @@ fn follow(now: &mut Standing, acts: Acts, verb: Verb) -> Result<(), (&'static st
 }
 
 /// Runbooks that come with hk-dr: name and text. One of the same name in the Git directory goes before.
-pub const SHIPPED: [(&str, &str); 8] = [
+pub const SHIPPED: [(&str, &str); 12] = [
+    ("discard-copy", include_str!("../../runbooks/discard-copy.yaml")),
+    ("key-rotation", include_str!("../../runbooks/key-rotation.yaml")),
     ("location-evacuate", include_str!("../../runbooks/location-evacuate.yaml")),
     ("masters-from-volumes", include_str!("../../runbooks/masters-from-volumes.yaml")),
     ("masters-online-offline-online", include_str!("../../runbooks/masters-online-offline-online.yaml")),
     ("masters-recreate", include_str!("../../runbooks/masters-recreate.yaml")),
     ("masters-to-other-location", include_str!("../../runbooks/masters-to-other-location.yaml")),
+    ("rebuild-from-git", include_str!("../../runbooks/rebuild-from-git.yaml")),
     ("replace-master", include_str!("../../runbooks/replace-master.yaml")),
     ("restore-to-time", include_str!("../../runbooks/restore-to-time.yaml")),
+    ("sandbox-restore", include_str!("../../runbooks/sandbox-restore.yaml")),
     ("volume-reattach", include_str!("../../runbooks/volume-reattach.yaml")),
 ];
 

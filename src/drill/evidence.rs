@@ -9,8 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::Attempt;
 use crate::config::Cluster;
 use crate::journal::{Body, Event};
-use crate::plan::Plan;
+use crate::plan::{Plan, works_on_copy};
 use crate::steps::Agreement;
+
+mod copy;
+
+pub use copy::{CopyEvidence, Kept};
 
 /// Format of the document.
 pub const EVIDENCE_FORMAT: u32 = 1;
@@ -59,6 +63,9 @@ pub struct Evidence {
     /// How often the run was taken up again after its process had died.
     pub resumed: u32,
     pub steps: Vec<StepEvidence>,
+    /// Of a rehearsal on a copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<CopyEvidence>,
     /// The run before, and what its evidence was when this one was written.
     #[serde(default)]
     pub previous: Option<Link>,
@@ -153,7 +160,10 @@ pub fn evidence(plan: &Plan, events: &[Event], around: &Circumstances<'_>) -> Ev
     let targets = plan.runbook.as_ref().map(|r| r.runbook.targets.clone()).unwrap_or_default();
     let recovery = recovery(plan, events, around.attempts, targets.recovery_seconds);
     let stop = stop_time(plan, events);
-    let recovery_point = recovery_point(around, stop, targets.recovery_point_seconds);
+    let recovery_point = match plan.runbook.as_ref().is_some_and(|r| works_on_copy(&r.runbook)) {
+        true => copy::recovery_point(events, targets.recovery_point_seconds),
+        false => recovery_point(around, stop, targets.recovery_point_seconds),
+    };
     let writes = writes(around.attempts, targets.writes_percent);
     let comparison = comparison(events);
     let mut evidence = Evidence {
@@ -182,6 +192,7 @@ pub fn evidence(plan: &Plan, events: &[Event], around: &Circumstances<'_>) -> Ev
         resumed: u32::try_from(events.iter().filter(|e| matches!(e.body, Body::RunResumed)).count())
             .unwrap_or(u32::MAX),
         steps,
+        copy: copy::copy(plan, events),
         previous: around.previous.clone(),
     };
     (evidence.verdict, evidence.reasons) = judge(&evidence, finished, plan.snapshot.as_deref());
@@ -202,7 +213,14 @@ fn judge(evidence: &Evidence, finished: bool, restored: Option<&str>) -> (Verdic
         Some(false) => failed.push("etcd's data is not what it was before the stop".into()),
         None => {}
     }
+    if let Some(copy) = &evidence.copy {
+        let (found, missing) = copy::findings(copy, &evidence.recovery_point, finished);
+        good.extend(found);
+        failed.extend(missing);
+    }
     match (evidence.recovery_point.lost, evidence.recovery_point.acknowledged) {
+        // Nothing was written into production for a rehearsal beside it.
+        _ if evidence.copy.is_some() => {}
         (Some(0), 0) => open.push("no canary was acknowledged, so nothing shows what would have been lost".into()),
         (Some(0), n) => good.push(format!("none of {n} acknowledged canaries was lost")),
         (Some(lost), n) if restored.is_some() => {

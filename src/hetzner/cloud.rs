@@ -9,12 +9,13 @@ use serde_json::{Value, json};
 use super::actions::Actions;
 use super::create::{by_name, create};
 use super::http::{Http, parsed, query_value};
+use super::prices;
 use super::wire::{
     Resource, Started, WireLocation, WireNetwork, WirePlacementGroup, WireServer, WireSshKey, WireVolume,
 };
 use crate::ports::{
-    Cloud, ErrorCode, Labels, Location, Network, PlacementGroup, PortResult, Server, ServerSpec, ServerStatus, SshKey,
-    Subnet, Volume, VolumeSpec,
+    Cloud, ErrorCode, Labels, Location, Network, PlacementGroup, PortResult, Prices, Server, ServerSpec, ServerStatus,
+    SshKey, Subnet, Volume, VolumeSpec,
 };
 
 /// The public API.
@@ -230,5 +231,9 @@ impl Cloud for HetznerCloud {
 
     async fn delete_ssh_key(&self, id: u64) -> PortResult<()> {
         self.delete::<WireSshKey>(id).await
+    }
+
+    async fn prices(&self) -> PortResult<Prices> {
+        prices::prices(self).await
     }
 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use crate::ports::{
-    Cloud, ErrorCode, Firewall, Labels, Location, Network, PlacementGroup, PortError, PortResult, PrivateAddress,
-    Server, ServerSpec, ServerStatus, SshKey, Subnet, Volume, VolumeSpec,
+    Cloud, ErrorCode, Firewall, Labels, Location, Network, PlacementGroup, PortError, PortResult, Prices,
+    PrivateAddress, Server, ServerSpec, ServerStatus, SshKey, Subnet, Volume, VolumeSpec,
 };
 
 /// A change that was asked for.
@@ -486,5 +486,19 @@ impl Cloud for FakeCloud {
         let key = state.keys.remove(&id).ok_or_else(|| gone("SSH key", id))?;
         state.log("delete_ssh_key", &key.name, false);
         Ok(())
+    }
+
+    async fn prices(&self) -> PortResult<Prices> {
+        let everywhere = LOCATIONS.iter().map(|(location, _)| (*location).to_owned());
+        let types = ["cx23", "cx33", "cx43"];
+        Ok(Prices {
+            currency: "EUR".into(),
+            servers: types
+                .iter()
+                .flat_map(|t| LOCATIONS.iter().map(move |(l, _)| (((*t).to_owned(), (*l).to_owned()), 0.01)))
+                .collect(),
+            ipv4: everywhere.map(|location| (location, 0.001)).collect(),
+            volume_gb_month: 0.073,
+        })
     }
 }

@@ -21,6 +21,7 @@ mod fake;
 mod fake_perimeter;
 mod http;
 mod perimeter;
+mod prices;
 #[cfg(test)]
 mod tests;
 mod wire;

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::draft::{Basis, Draft, volume_name};
 use super::drift::RETIRED_LABEL;
 use super::params::{
-    ApiWrite, ControlPlaneStop, EtcdAgree, EtcdMount, EtcdStart, EtcdStartStep, EtcdStop, MachineReady,
+    ApiWrite, ControlPlaneStop, CopyDiscard, EtcdAgree, EtcdMount, EtcdStart, EtcdStartStep, EtcdStop, MachineReady,
     MasterConfigure, ServerPowerOn, VolumeAttach, VolumeRetire,
 };
-use super::{Plan, PlanError, Purpose, Reversal, reversal_in};
+use super::{Plan, PlanError, Purpose, Reversal, copy_name, reversal_in, works_on_copy};
 use crate::config::MasterConfig;
 use crate::distribution::upstream::EtcdState;
 use crate::ports::ServerStatus;
@@ -29,6 +29,14 @@ pub fn plan_abort(basis: &Basis<'_>, choice: &AbortChoice) -> Result<Plan, PlanE
     let aborted = &choice.plan;
     let begun: Vec<_> = aborted.steps.iter().filter(|s| choice.begun.contains(&s.id)).collect();
     let mut draft = Draft::bare(basis);
+    if aborted.runbook.as_ref().is_some_and(|r| works_on_copy(&r.runbook)) {
+        let (copy, of) = (copy_name(basis.cluster), basis.cluster.name.clone());
+        draft.findings.push(format!("run {} worked on {copy} alone; {of} was not touched", aborted.id));
+        let title = format!("delete the copy {copy} with its servers, volumes and network");
+        let reason = format!("run {} is given up", aborted.id);
+        draft.add("discard", &CopyDiscard { copy, of }, &[], title, reason, 600);
+        return Ok(draft.finish(Purpose::Abort));
+    }
     if aborted.purpose != Purpose::Runbook {
         for step in begun.iter().filter(|s| s.kind.ends_with(".create") || s.kind == "volume.provide") {
             draft.findings.push(format!("stays: {} (`hk-dr build` uses it, `hk-dr destroy` deletes it)", step.title));

@@ -46,6 +46,8 @@ pub struct Basis<'a> {
     pub now: Timestamp,
     /// Locations that answered that they have no capacity.
     pub unavailable: &'a BTreeSet<String>,
+    /// The cluster that this one is a copy of, for a rehearsal.
+    pub copy_of: Option<&'a str>,
 }
 
 /// A plan being drawn.
@@ -150,10 +152,14 @@ impl<'a> Draft<'a> {
 
     /// Labels of every resource of this life of the cluster.
     pub fn labels(&self) -> Labels {
-        Labels::from([
+        let mut labels = Labels::from([
             (OWNER_LABEL.into(), self.basis.cluster.name.clone()),
             (LINEAGE_LABEL.into(), self.basis.lineage.into()),
-        ])
+        ]);
+        if let Some(of) = self.basis.copy_of {
+            labels.insert(super::COPY_LABEL.into(), of.to_owned());
+        }
+        labels
     }
 
     /// Pinned binaries that the bucket lacks.

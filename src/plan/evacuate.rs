@@ -40,8 +40,7 @@ pub(super) fn leaving(
         None => declared == from,
     };
     let mut inner = choice.clone();
-    inner.servers =
-        cluster.masters.iter().filter(|m| is_there(&m.name, &m.location)).map(|m| m.name.clone()).collect();
+    inner.servers = cluster.masters.iter().filter(|m| is_there(&m.name, &m.location)).map(|m| m.name.clone()).collect();
     for step in inner.runbook.steps.iter_mut().filter(|s| s.verb == Verb::LocationEvacuate) {
         // Volumes don't move: the new member takes its data from the others.
         step.fresh_volume = true;

@@ -3,6 +3,7 @@
 
 mod abort;
 mod build;
+mod copy;
 mod destroy;
 mod draft;
 mod drift;
@@ -28,6 +29,7 @@ mod workers;
 
 pub use abort::{AbortChoice, plan_abort};
 pub use build::{ONLY_THE_WAY_IN, plan_build, plan_build_with};
+pub use copy::{BesideProduction, COPY_LABEL, copied, copy_name, plan_copy, works_on_copy};
 pub use destroy::{DestroyChoice, plan_destroy};
 pub use draft::{Basis, LINEAGE_LABEL, NAME_LABEL, OWNER_LABEL, ROLE_LABEL};
 pub use drift::{Drift, drift};

@@ -86,6 +86,12 @@ params! {
         id: String,
         text: String,
     }
+    /// Compares every key that members have with the snapshot they were restored from.
+    "copy.compare" v 1 => CopyCompare { servers: BTreeMap<String, String>, snapshot: String }
+    /// Finds every object of a snapshot through an API server of a copy.
+    "copy.served" v 1 => CopyServed { server: String, snapshot: String }
+    /// Deletes everything of a copy.
+    "copy.discard" v 1 => CopyDiscard { copy: String, of: String }
     /// Starts etcd.
     "etcd.start" v 1 => EtcdStartStep { server: String }
     /// Waits until every member serves, agrees on a leader and, at one revision, on the hash of all data.

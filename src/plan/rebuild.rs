@@ -55,8 +55,7 @@ pub fn plan_rebuild(basis: &Basis<'_>, choice: &RebuildChoice) -> Result<Plan, P
     for master in &cluster.masters {
         let name = volume_name(cluster, &master.name);
         let Some(volume) = inventory.volume(&name).filter(|v| !is_new(basis, &v.labels)) else { continue };
-        let mut labels = volume.labels.clone();
-        labels.insert("hk-dr/retired".into(), basis.lineage.to_owned());
+        let labels = super::restore::retired_labels(basis, volume, basis.lineage);
         let new_name = format!("{name}-before-{}", basis.lineage);
         let params = VolumeRetire { id: volume.id, name: name.clone(), new_name: new_name.clone(), labels };
         let title = format!("keep the old volume {name} as {new_name}");

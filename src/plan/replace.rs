@@ -167,8 +167,7 @@ fn location(expansion: &Expansion<'_>, master: &MasterConfig) -> String {
 /// Data that does not come back is kept under another name all the same.
 fn retire<'a>(expansion: &mut Expansion<'a>, master: &'a MasterConfig, volume: &Volume) {
     let run = expansion.draft.basis.plan_id;
-    let mut labels = volume.labels.clone();
-    labels.insert("hk-dr/retired".into(), run.to_owned());
+    let labels = super::restore::retired_labels(expansion.draft.basis, volume, run);
     let new_name = format!("{}-before-{run}", volume.name);
     let title = format!("keep the old volume {} as {new_name}", volume.name);
     let params = VolumeRetire { id: volume.id, name: volume.name.clone(), new_name, labels };

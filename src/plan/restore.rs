@@ -15,7 +15,7 @@ use super::runbook::{Expansion, HASH_BEFORE, UNCHANGED};
 use super::{NAME_LABEL, PlanError, RunbookChoice};
 use crate::config::{MasterConfig, Runbook, Verb};
 use crate::distribution::upstream::EtcdState;
-use crate::ports::{EtcdRestore, Volume};
+use crate::ports::{EtcdRestore, Labels, Volume};
 
 /// The step that takes the snapshot of the very last state before masters go elsewhere.
 const LAST_SNAPSHOT: &str = "snapshot-last";
@@ -242,13 +242,19 @@ fn restore_each(
     }
 }
 
+/// Labels of a volume whose data is superseded: since which run, and until when nobody should delete it.
+pub(super) fn retired_labels(basis: &Basis<'_>, volume: &Volume, run: &str) -> Labels {
+    let mut labels = volume.labels.clone();
+    labels.insert(RETIRED_LABEL.into(), run.to_owned());
+    let until = basis.now.checked_add(SignedDuration::from_hours(24 * KEEP_DAYS)).unwrap_or(basis.now);
+    labels.insert(KEEP_UNTIL_LABEL.into(), until.strftime("%Y-%m-%d").to_string());
+    labels
+}
+
 /// Gives the old volume another name; it is no part of the master's own chain.
 fn retire(expansion: &mut Expansion<'_>, master: &MasterConfig, volume: &Volume, needs: &[&str]) {
     let basis = expansion.draft.basis;
-    let mut labels = volume.labels.clone();
-    labels.insert(RETIRED_LABEL.into(), basis.plan_id.to_owned());
-    let until = basis.now.checked_add(SignedDuration::from_hours(24 * KEEP_DAYS)).unwrap_or(basis.now);
-    labels.insert(KEEP_UNTIL_LABEL.into(), until.strftime("%Y-%m-%d").to_string());
+    let labels = retired_labels(basis, volume, basis.plan_id);
     let new_name = format!("{}-before-{}", volume.name, basis.plan_id);
     let title = format!("keep the old volume {} as {new_name}", volume.name);
     let params = VolumeRetire { id: volume.id, name: volume.name.clone(), new_name, labels };

@@ -51,6 +51,13 @@ pub fn reversal(kind: &str) -> Reversal {
 
 /// How a step of this plan is undone. A restore beside servers that stay leaves the old volumes as they were.
 pub fn reversal_in(plan: &super::Plan, step: &super::Step) -> Reversal {
+    let copy = plan.runbook.as_ref().is_some_and(|r| super::works_on_copy(&r.runbook));
+    if copy && plan.purpose == super::Purpose::Runbook {
+        return match (step.kind.as_str(), reversal(&step.kind)) {
+            (_, Reversal::Nothing) | ("copy.discard", _) => Reversal::Nothing,
+            _ => Reversal::By("hk-dr abort deletes the copy"),
+        };
+    }
     let servers_stay = !plan.steps.iter().any(|s| matches!(s.kind.as_str(), "server.fence" | "server.create"));
     match step.kind.as_str() {
         "etcd.restore" | "cluster.clean" if plan.purpose == super::Purpose::Runbook && servers_stay => {

@@ -7,7 +7,7 @@ use super::params::{
     ApiWrite, ControlPlaneStop, EtcdAgree, EtcdMount, EtcdStart, EtcdStartStep, EtcdStop, EtcdUnchanged, ManualWait,
     NodeFresh, ServerFence, ServerPowerOff, ServerPowerOn, SnapshotTake, VolumeAttach, VolumeDetach,
 };
-use super::{Plan, PlanError, Purpose, RunbookRun, evacuate, guards, replace, restore};
+use super::{Plan, PlanError, Purpose, RunbookRun, evacuate, guards, replace, restore, rotate};
 use crate::config::{Acts, MasterConfig, Runbook, RunbookStep, Verb};
 use crate::distribution::upstream::{EtcdState, Role};
 use crate::ports::{Server, Volume};
@@ -18,7 +18,7 @@ pub(super) const HASH_BEFORE: &str = "etcd-before";
 pub(super) const UNCHANGED: &str = "etcd-unchanged";
 
 /// How long a run waits for a person: a week.
-const MANUAL_WITHIN_SECONDS: u32 = 7 * 24 * 3600;
+pub(super) const MANUAL_WITHIN_SECONDS: u32 = 7 * 24 * 3600;
 
 /// What a person chose about a runbook.
 #[derive(Debug, Clone)]
@@ -30,12 +30,16 @@ pub struct RunbookChoice {
     pub snapshot: Option<String>,
     /// For masters.move: where to; none: each to the next of the cluster's locations.
     pub location: Option<String>,
+    /// For copies: leave it for a look.
+    pub keep: bool,
+    /// For key rotations: the public part of the key that servers know, beside which there is a new one.
+    pub ssh_before: Option<String>,
 }
 
 impl RunbookChoice {
     /// A runbook on these masters, without further choices.
     pub fn new(runbook: Runbook, servers: Vec<String>) -> Self {
-        Self { runbook, servers, snapshot: None, location: None }
+        Self { runbook, servers, snapshot: None, location: None, keep: false, ssh_before: None }
     }
 }
 
@@ -58,13 +62,19 @@ pub fn plan_runbook(basis: &Basis<'_>, choice: &RunbookChoice) -> Result<Plan, P
     Ok(plan)
 }
 
-fn run_of(choice: &RunbookChoice) -> RunbookRun {
-    let RunbookChoice { runbook, servers, snapshot, location } = choice.clone();
-    RunbookRun { runbook, servers, snapshot, location }
+pub(super) fn run_of(choice: &RunbookChoice) -> RunbookRun {
+    let RunbookChoice { runbook, servers, snapshot, location, keep, ssh_before: _ } = choice.clone();
+    RunbookRun { runbook, servers, snapshot, location, keep, cost: None }
 }
 
 fn expand(basis: &Basis<'_>, choice: &RunbookChoice) -> Result<Plan, PlanError> {
     let runbook = &choice.runbook;
+    if choice.keep {
+        return Err(PlanError::Unbuildable {
+            reason: format!("runbook {} makes no copy that could be kept", runbook.name),
+            hint: "nothing was touched; leave --keep out".into(),
+        });
+    }
     let masters = chosen(basis, choice)?;
     guards::check(basis, runbook, &masters)?;
     // Servers stay where they are, and where volumes are whose data is to be kept.
@@ -142,6 +152,14 @@ fn chosen<'a>(basis: &Basis<'a>, choice: &RunbookChoice) -> Result<Vec<&'a Maste
     }
 }
 
+/// The key that is to go.
+fn rotated(choice: &RunbookChoice) -> Result<&str, PlanError> {
+    choice.ssh_before.as_deref().ok_or_else(|| PlanError::Unbuildable {
+        reason: format!("runbook {} rotates the SSH key, and there is no new one", choice.runbook.name),
+        hint: format!("nothing was touched; a person runs it: `hk-dr runbook run {}`", choice.runbook.name),
+    })
+}
+
 impl<'a> Expansion<'a> {
     fn verb(&mut self, step: &RunbookStep, choice: &RunbookChoice) -> Result<(), PlanError> {
         match step.verb {
@@ -159,8 +177,37 @@ impl<'a> Expansion<'a> {
             Verb::MastersRestore => restore::restore_in_place(self, choice.snapshot.as_deref())?,
             Verb::Manual => self.by_hand(step.text.as_deref().unwrap_or_default().trim()),
             Verb::ClusterVerify => self.verify(step.nodes),
+            Verb::SshKeyAuthorize => {
+                let now = self.draft.basis.ssh_public_key;
+                rotated(choice)?;
+                let needs = self.all_after();
+                let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
+                let ids = rotate::authorize(&mut self.draft, now, &needs)?;
+                self.then(&ids);
+            }
+            Verb::SshKeyRevoke => {
+                let now = self.draft.basis.ssh_public_key;
+                let needs = self.all_after();
+                let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
+                let ids = rotate::revoke(&mut self.draft, rotated(choice)?, now, &needs);
+                self.then(&ids);
+            }
+            // They have a plan of their own.
+            Verb::CopyRestore | Verb::CopyCompare | Verb::CopyDiscard => {
+                return Err(PlanError::Unbuildable {
+                    reason: format!("{} can't be done beside steps on production", step.verb.name()),
+                    hint: "nothing was touched; `hk-dr runbook validate` shows where".into(),
+                });
+            }
         }
         Ok(())
+    }
+
+    /// What every master's next step must wait for.
+    fn then(&mut self, ids: &[String]) {
+        for after in self.after.values_mut() {
+            *after = ids.to_vec();
+        }
     }
 
     /// Adds a step of one master behind that master's last one.

@@ -35,6 +35,21 @@ pub struct RunbookRun {
     /// The location that was chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub location: Option<String>,
+    /// The copy is to stay.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
+    /// What the copy costs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<CopyCost>,
+}
+
+/// What a copy of the cluster costs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CopyCost {
+    pub currency: String,
+    /// For each hour that is begun, tax included.
+    pub hour: f64,
 }
 
 /// One concrete effect on one thing. Its parameters are complete: execution makes no choices.

@@ -173,4 +173,29 @@ pub trait Cloud: Perimeter {
     async fn ssh_key_by_name(&self, name: &str) -> PortResult<Option<SshKey>>;
     async fn create_ssh_key(&self, name: &str, public_key: &str, labels: &Labels) -> PortResult<SshKey>;
     async fn delete_ssh_key(&self, id: u64) -> PortResult<()>;
+
+    /// What things cost now.
+    async fn prices(&self) -> PortResult<Prices>;
+}
+
+/// What things cost, tax included.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Prices {
+    pub currency: String,
+    /// An hour of a server, by type and location.
+    pub servers: BTreeMap<(String, String), f64>,
+    /// An hour of a server's public IPv4 address, by location.
+    pub ipv4: BTreeMap<String, f64>,
+    /// A gigabyte of a volume for a month.
+    pub volume_gb_month: f64,
+}
+
+impl Prices {
+    pub fn server_hour(&self, server_type: &str, location: &str) -> Option<f64> {
+        self.servers.get(&(server_type.to_owned(), location.to_owned())).copied()
+    }
+
+    pub fn ipv4_hour(&self, location: &str) -> Option<f64> {
+        self.ipv4.get(location).copied()
+    }
 }

@@ -174,6 +174,34 @@ pub trait Backups: Send + Sync {
     async fn take(&self, etcd: Arc<dyn Etcd>) -> PortResult<String>;
     /// Reads a snapshot back: every digest, every page. `Corrupt` if it is not what it says.
     async fn verify(&self, id: &str) -> PortResult<()>;
+    /// Compares every key of a snapshot with what a living etcd has.
+    async fn compare(&self, id: &str, etcd: Arc<dyn Etcd>) -> PortResult<Compared>;
+    /// Finds every object of a snapshot through an API server that runs on servers restored from it; then it counts as proven
+    /// by a drill. `Corrupt` if one is missing or can't be decrypted.
+    async fn served(&self, id: &str, kube: Arc<dyn super::Kube>) -> PortResult<Served>;
+}
+
+/// An etcd beside the snapshot it came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compared {
+    /// When the snapshot was taken.
+    pub taken_at: jiff::Timestamp,
+    pub revision: i64,
+    /// Of the snapshot.
+    pub keys: u64,
+    pub equal: u64,
+    /// Keys that had a lease, and ended with it since.
+    pub ended_with_lease: u64,
+    /// The first of all others, with what is wrong.
+    pub differing: Vec<String>,
+}
+
+/// Objects of a snapshot that an API server serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    pub objects: u64,
+    /// Keys that no API server serves as an object, by kind.
+    pub not_served: std::collections::BTreeMap<String, u64>,
 }
 
 /// Pinned binaries on this machine.

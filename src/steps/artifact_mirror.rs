@@ -23,7 +23,7 @@ impl StepKind for ArtifactMirrorStep {
     type Output = ();
 
     async fn observe(&self, cx: &StepContext<'_>, params: &ArtifactMirror) -> PortResult<Observed<()>> {
-        match cx.world.store.head(&object_key(&cx.world.cluster.name, &params.sha256)).await {
+        match cx.world.store.head(&object_key(cx.world.folder(), &params.sha256)).await {
             Ok(_) => Ok(Observed::Done(())),
             Err(error) if error.code == ErrorCode::NotFound => Ok(Observed::Absent),
             Err(error) => Err(error),
@@ -36,7 +36,7 @@ impl StepKind for ArtifactMirrorStep {
             let message = format!("{} {} is now another file than was planned", params.name, params.version);
             return Err(PortError::new(ErrorCode::Invalid, message).hint("nothing was uploaded; plan again"));
         }
-        let key = object_key(&cx.world.cluster.name, &params.sha256);
+        let key = object_key(cx.world.folder(), &params.sha256);
         let mut upload = cx.world.store.upload(&key).await?;
         match send(&path, upload.as_mut()).await {
             // Named by its content: an object that is there already is the same one.

@@ -26,7 +26,7 @@ impl StepKind for BinariesInstallStep {
     async fn apply(&self, cx: &StepContext<'_>, params: &BinariesInstall) -> PortResult<()> {
         let mut wanted = Vec::with_capacity(params.binaries.len());
         for binary in &params.binaries {
-            let key = object_key(&cx.world.cluster.name, &binary.sha256);
+            let key = object_key(cx.world.folder(), &binary.sha256);
             wanted.push((binary.clone(), cx.world.store.presign_get(&key, URL_VALID).await?));
         }
         cx.world.machines.install(&cx.server(&params.server).await?.host(), &wanted).await

@@ -52,14 +52,14 @@ impl StepKind for ManualWaitStep {
     type Output = String;
 
     async fn observe(&self, cx: &StepContext<'_>, params: &ManualWait) -> PortResult<Observed<String>> {
-        let found = approval(cx.world.store.as_ref(), &cx.world.cluster.name, cx.run, &params.id).await?;
+        let found = approval(cx.world.store.as_ref(), cx.world.folder(), cx.run, &params.id).await?;
         Ok(found.map_or(Observed::Absent, |approval| Observed::Done(approval.by)))
     }
 
     async fn apply(&self, cx: &StepContext<'_>, params: &ManualWait) -> PortResult<String> {
         // The engine ends this at the step's deadline; a bucket that is away for a while is asked again.
         loop {
-            let asked = approval(cx.world.store.as_ref(), &cx.world.cluster.name, cx.run, &params.id).await;
+            let asked = approval(cx.world.store.as_ref(), cx.world.folder(), cx.run, &params.id).await;
             match asked {
                 Ok(Some(approval)) => return Ok(approval.by),
                 Err(error) if error.class() != crate::ports::ErrorClass::Transient => return Err(error),

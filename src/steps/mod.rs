@@ -18,6 +18,7 @@ mod binaries_install;
 mod cluster_clean;
 mod control_plane_stop;
 mod controllers_start;
+mod copy;
 mod etcd_agree;
 mod etcd_mount;
 mod etcd_restore;
@@ -55,6 +56,7 @@ mod worker_start;
 mod world;
 
 pub use artifact_mirror::object_key;
+pub use copy::Discarded;
 pub use etcd_agree::Agreement;
 pub use manual_wait::{Approval, approval, approve};
 pub use servers::{HOST_KEY_LABEL, ServerOutput};
@@ -160,6 +162,9 @@ impl Registry {
         registry.add(etcd_restore::EtcdRestoreKind);
         registry.add(etcd_restore::EtcdRestoreTakenStep);
         registry.add(manual_wait::ManualWaitStep);
+        registry.add(copy::CopyCompareStep);
+        registry.add(copy::CopyServedStep);
+        registry.add(copy::CopyDiscardStep);
         registry.add(etcd_start::EtcdStartKind);
         registry.add(etcd_agree::EtcdAgreeStep);
         registry.add(api_start::ApiStartStep);

@@ -7,7 +7,7 @@ use hk_dr::ports::{
 };
 use serde_json::{Value, json};
 
-use super::{MemoryWorld, moment, unused};
+use super::{MemoryWorld, moment, of_copy, unused};
 
 pub(super) struct MemoryEtcd {
     pub world: MemoryWorld,
@@ -131,7 +131,12 @@ impl Kube for MemoryKube {
         moment().await;
         let state = self.world.lock();
         Ok(match collection.plural.as_str() {
-            "nodes" => state.nodes.iter().map(|n| node(n, state.cordoned.contains(n))).collect(),
+            "nodes" => state
+                .nodes
+                .iter()
+                .filter(|n| of_copy(n) == of_copy(&self.host.name))
+                .map(|n| node(n, state.cordoned.contains(n)))
+                .collect(),
             "pods" => state.pods.iter().map(|(name, (node, _))| pod(name, node)).collect(),
             _ => Vec::new(),
         })

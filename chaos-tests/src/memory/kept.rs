@@ -1,11 +1,13 @@
 //! What the world keeps elsewhere: the recovery set, snapshots and pinned binaries.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use hk_dr::ports::{
-    Artifacts, Backups, ByteStream, ErrorCode, Etcd, PortError, PortResult, RecoverySet, SnapshotInfo, Vault,
+    Artifacts, Backups, ByteStream, Clock, Compared, ErrorCode, Etcd, Kube, PortError, PortResult, RecoverySet, Served,
+    SnapshotInfo, Vault,
 };
 
 use super::{MemoryWorld, moment, unused};
@@ -55,6 +57,22 @@ impl Backups for MemoryWorld {
     async fn verify(&self, id: &str) -> PortResult<()> {
         moment().await;
         if self.lock().taken.iter().any(|t| t == id) { Ok(()) } else { Err(unused("verify")) }
+    }
+
+    async fn compare(&self, _: &str, etcd: Arc<dyn Etcd>) -> PortResult<Compared> {
+        for member in etcd.members() {
+            etcd.status(&member).await?;
+        }
+        let differing = if self.lock().spoilt { vec!["secrets a/b differs".to_owned()] } else { Vec::new() };
+        let equal = 7 - differing.len() as u64;
+        Ok(Compared { taken_at: super::Noon.now(), revision: 4711, keys: 7, equal, ended_with_lease: 0, differing })
+    }
+
+    async fn served(&self, _: &str, kube: Arc<dyn Kube>) -> PortResult<Served> {
+        if !kube.ready().await? {
+            return Err(PortError::new(ErrorCode::Unreachable, "the API server is not ready"));
+        }
+        Ok(Served { objects: 5, not_served: BTreeMap::new() })
     }
 }
 

@@ -11,7 +11,7 @@ use hk_dr::steps::{Approval, approve};
 
 use super::{MemoryWorld, Outcome, battery, before, draw, kept, outcome, process, runbook};
 
-async fn run_undisturbed(choice: &RunbookChoice) -> MemoryWorld {
+pub(super) async fn run_undisturbed(choice: &RunbookChoice) -> MemoryWorld {
     let wanted = Wanted::Runbook(choice.clone());
     let world = before(&wanted).await;
     let plan = draw(&world, &wanted).await;
@@ -106,7 +106,7 @@ async fn a_run_waits_for_a_person_and_survives_death_meanwhile() {
     assert_eq!(state.output("manual/1"), Some(&"ann@desk".into()));
 }
 
-async fn way_back(world: &MemoryWorld, plan: &Plan, journal: &MemoryJournal) -> Result<Plan, String> {
+pub(super) async fn way_back(world: &MemoryWorld, plan: &Plan, journal: &MemoryJournal) -> Result<Plan, String> {
     let state = RunState::replay(plan, &journal.events()).expect("legal");
     let begun: BTreeSet<String> = state
         .steps()
@@ -159,6 +159,41 @@ async fn masters_that_were_taken_offline_come_back_from_every_event_of_a_run_tha
 #[tokio::test]
 async fn a_restore_that_is_given_up_at_any_event_returns_to_the_state_before() {
     go_back_from_everywhere(runbook("restore-to-time", &[])).await;
+}
+
+/// Every runbook that comes with hk-dr: no volume that was there before is deleted or written over, and one whose data is
+/// superseded says since when and until when it is kept.
+#[tokio::test]
+async fn old_data_is_kept_by_every_runbook() {
+    // A key rotation touches no data, and waits for a person.
+    let shipped = hk_dr::config::SHIPPED.iter().map(|(name, _)| *name).filter(|name| *name != "key-rotation");
+    let mut choices: Vec<RunbookChoice> = shipped
+        .map(|name| match name {
+            "volume-reattach" | "replace-master" => runbook(name, &["m2"]),
+            "masters-from-volumes" => runbook(name, &["m1", "m2", "m3"]),
+            "location-evacuate" => RunbookChoice { location: Some("nbg1".into()), ..runbook(name, &[]) },
+            _ => runbook(name, &[]),
+        })
+        .collect();
+    choices.push(RunbookChoice { keep: true, ..runbook("rebuild-from-git", &[]) });
+    for choice in choices {
+        let name = choice.runbook.name.clone();
+        let wanted = Wanted::Runbook(choice);
+        let world = before(&wanted).await;
+        let old = volumes(&world).await;
+        let plan = draw(&world, &wanted).await;
+        process(&world, &plan, MemoryJournal::default()).await.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let now = volumes(&world).await;
+        for volume in &old {
+            let kept = now.iter().find(|v| v.id == volume.id).unwrap_or_else(|| panic!("{name} lost {volume:?}"));
+            let retired = kept.name != volume.name;
+            for label in ["hk-dr/retired", "hk-dr/keep-until"] {
+                assert_eq!(kept.labels.contains_key(label), retired, "{name}: {kept:?}");
+            }
+        }
+        let machines = world.machines().await;
+        assert!(machines.values().all(|m| m.torn == 0 && m.overwritten == 0), "{name}: {machines:?}");
+    }
 }
 
 #[tokio::test]

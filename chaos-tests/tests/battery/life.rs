@@ -4,6 +4,7 @@
 use chaos_tests::memory::FIRST_KEY;
 use hk_dr::plan::WorkersChoice;
 use hk_dr::ports::Labels;
+use hk_dr::steps::{Approval, approve};
 
 use super::*;
 
@@ -36,7 +37,12 @@ fn one_after_the_other(plan: &Plan, first_kind: &str, machines: &[&str]) {
 async fn survives(then: &Cluster, now: &Cluster, wanted: &Wanted, prepare: impl Fn(&MemoryWorld)) {
     let draw = async |world: &MemoryWorld, wanted: &Wanted| {
         // A rotation is to the key that is at hand now.
-        let key = if matches!(wanted, Wanted::SshRotation { .. }) { SECOND_KEY } else { FIRST_KEY };
+        let rotates = match wanted {
+            Wanted::SshRotation { .. } => true,
+            Wanted::Runbook(choice) => choice.ssh_before.is_some(),
+            _ => false,
+        };
+        let key = if rotates { SECOND_KEY } else { FIRST_KEY };
         draw_plan(&world.world(), key, wanted, &Course::default(), "p1").await.expect("a plan")
     };
     let alone = built(then, now).await;
@@ -115,6 +121,31 @@ async fn an_ssh_key_is_taken_away_only_when_the_new_one_works_everywhere() {
     world.cloud.power_off(servers[0].id).await.expect("off");
     assert!(draw().await.expect_err("no plan").to_string().contains("would keep the old key"));
     survives(&cluster(), &cluster(), &wanted, |_| ()).await;
+}
+
+#[tokio::test]
+async fn a_key_rotation_waits_for_git_before_the_old_key_goes_and_survives_death_after_every_event() {
+    let choice = RunbookChoice { ssh_before: Some(FIRST_KEY.into()), ..runbook("key-rotation", &[]) };
+    let wanted = Wanted::Runbook(choice);
+    let world = built(&cluster(), &cluster()).await;
+    let plan = draw_plan(&world.world(), SECOND_KEY, &wanted, &Course::default(), "p1").await.expect("a plan");
+    let step = |id: &str| plan.steps.iter().find(|s| s.id == id).unwrap_or_else(|| panic!("no step {id}"));
+    for server in ["demo-m1", "demo-m2", "demo-m3", "demo-w1"] {
+        assert!(step("manual/1").needs.contains(&format!("authorize/{server}")), "{:?}", step("manual/1"));
+        assert!(step(&format!("revoke/{server}")).needs.contains(&"manual/1".to_owned()));
+    }
+    let said = |world: &MemoryWorld| {
+        let at = world.world().clock.now();
+        let approval = Approval { format: 1, step: "manual/1".into(), by: "ann@desk".into(), at };
+        let store = world.store.clone();
+        async move { approve(&store, "demo", "p1", &approval).await.expect("said") }
+    };
+    said(&world).await;
+    process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
+    let machines = world.machines().await;
+    assert!(machines.values().all(|m| m.first_key_revoked && m.authorized.contains(SECOND_KEY)), "{machines:?}");
+    // Said before it is asked, so that no death waits for a person.
+    survives(&cluster(), &cluster(), &wanted, |world| futures::executor::block_on(said(world))).await;
 }
 
 fn short_lived() -> Cluster {

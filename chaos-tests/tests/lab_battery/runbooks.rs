@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{Lab, die_and_resume, hk_dr, refused, succeeded, unique, whole};
 
 /// The evidence of the newest run.
-fn evidence(lab: &Lab) -> Value {
+pub fn evidence(lab: &Lab) -> Value {
     let runs = std::fs::read_dir(lab.path("state") + "/demo/runs").expect("runs").flatten();
     let newest = runs.map(|r| r.path().join("evidence.json")).filter(|p| p.exists()).max().expect("evidence");
     serde_json::from_slice(&std::fs::read(newest).expect("readable")).expect("JSON")
@@ -50,19 +50,40 @@ fn destroy_server(lab: &Lab, name: &str, volume_too: bool) {
 }
 
 /// Shipped runbooks with the masters they are run on, in the lab's battery.
-const ALL: [(&str, &[&str]); 6] = [
+const ALL: [(&str, &[&str]); 10] = [
     ("masters-online-offline-online", &[]),
     ("masters-recreate", &[]),
     ("masters-to-other-location", &[]),
     ("restore-to-time", &[]),
     ("volume-reattach", &["--server", "m2"]),
     ("replace-master", &["--server", "m1"]),
+    ("sandbox-restore", &[]),
+    ("rebuild-from-git", &[]),
+    ("key-rotation", &[]),
+    ("location-evacuate", &[HOME]),
 ];
+
+/// Stands for `--from` with the location where m2 is then.
+const HOME: &str = "home";
+
+/// Nobody is there to approve a manual step.
+const ROTATION: &str = "apiVersion: hk-dr/v1\nkind: Runbook\nname: key-rotation\nsummary: Rotates.\nmasters: all\nsteps:\n\
+                        - verb: sshKey.authorize\n- verb: sshKey.revoke\n- verb: cluster.verify\n";
+
+fn home(lab: &Lab) -> String {
+    let m2 = lab.api("servers").into_iter().find(|s| s["name"] == "demo-m2").expect("m2");
+    let place = [&m2["location"]["name"], &m2["datacenter"]["location"]["name"]];
+    place.iter().find_map(|p| p.as_str()).expect("a location").to_owned()
+}
 
 /// Dies at so many points over all runbooks, each drawn by the seed, and continues every other one from another machine.
 pub fn die_everywhere(lab: &Lab, random: &mut StdRng, points: usize) {
+    std::fs::create_dir_all(lab.dir.path().join("git/runbooks")).expect("a directory");
+    std::fs::write(lab.dir.path().join("git/runbooks/key-rotation.yaml"), ROTATION).expect("written");
     for point in 1..=points {
         let (name, servers) = ALL[random.random_range(0..ALL.len())];
+        let place = home(lab);
+        let servers = if servers == [HOME] { &["--from", place.as_str()][..] } else { servers };
         let planned = lab.operator(&[&["runbook", "plan", name, "--json"], servers].concat(), None);
         succeeded(&planned, "runbook plan");
         let planned: Value = serde_json::from_slice(&planned.stdout).expect("JSON");

@@ -7,7 +7,7 @@ use crate::cli::{CliError, Context, ExitKind};
 use crate::drill::{
     Attempt, Canaries, Circumstances, Evidence, Link, Verdict, evidence, read_canaries, remove_canaries, survivors,
 };
-use crate::plan::Plan;
+use crate::plan::{Plan, works_on_copy};
 use crate::ports::{PortResult, PutCondition};
 use crate::report::{digest, run_page};
 use crate::runs::{RunDir, Runs};
@@ -26,6 +26,10 @@ pub struct Measured {
 impl Measured {
     /// Starts the canaries. Where none is acknowledged, the run goes on: a cluster that is down is to be brought back.
     pub async fn begin(context: &Context, connected: &Connected, plan: &Plan, dir: &RunDir) -> Self {
+        if on_copy(plan) {
+            // Nothing is written into production for a rehearsal beside it.
+            return Self { canaries: None };
+        }
         let canaries = match Canaries::start(&connected.world, &plan.id, &dir.file("canaries.jsonl")) {
             Ok(mut canaries) => {
                 if !canaries.first(FIRST_WITHIN).await && !context.global.quiet {
@@ -56,7 +60,7 @@ impl Measured {
             canaries.stop().await;
         }
         let attempts = read_canaries(&dir.file("canaries.jsonl")).unwrap_or_default();
-        let there = survivors(&connected.world, &plan.id).await.ok();
+        let there = if on_copy(plan) { None } else { survivors(&connected.world, &plan.id).await.ok() };
         let previous = previous(connected, plan).await.unwrap_or_else(|error| {
             if !context.global.quiet {
                 eprintln!("warning: the evidence follows none, the one before could not be read: {error}");
@@ -92,6 +96,10 @@ impl Measured {
         }
         Err(CliError { kind: ExitKind::Differs, message: String::new(), hints: Vec::new(), report: None })
     }
+}
+
+fn on_copy(plan: &Plan) -> bool {
+    plan.runbook.as_ref().is_some_and(|r| works_on_copy(&r.runbook))
 }
 
 /// The newest evidence in the bucket of a run before this one: runs are named by the time at which they were planned.
@@ -156,6 +164,10 @@ fn say(context: &Context, evidence: &Evidence, path: &str) {
         number(evidence.recovery.seconds)
     );
     println!("Recovery point  {:>10}   age of what was lost", number(evidence.recovery_point.seconds));
+    if evidence.copy.is_some() {
+        println!("Evidence        {path}");
+        return;
+    }
     println!(
         "Writes          {:>10}   of {} acknowledged; longest gap {}",
         evidence.writes.percent.map_or_else(|| "-".into(), |p| format!("{p:.1}%")),

@@ -33,6 +33,8 @@ fn plan() -> Plan {
             servers: Vec::new(),
             snapshot: None,
             location: None,
+            keep: false,
+            cost: None,
         }),
         lineage: "l".into(),
         parent: None,
