@@ -1,6 +1,5 @@
 //! A snapshot and the log behind it become a new whole snapshot in the bucket. The cluster is not asked.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
@@ -12,7 +11,7 @@ use super::manifest::{FORMAT, HashKvCheck, MadeFrom, Manifest, Sealed};
 use super::seal::{self, Compression, Inspected, Stored};
 use super::take::put_once;
 use super::{Archive, Recipients, catalog, layout, pack};
-use crate::bolt::Written;
+use crate::bolt::Untrailed;
 use crate::ports::{Clock, ErrorCode, PortError, PortResult, PutCondition, Upload};
 
 /// Pieces of the file between two stages, and their size.
@@ -40,10 +39,10 @@ pub async fn compact(request: &CompactRequest<'_>) -> PortResult<Result<Manifest
     }
     let recovery = catalog::read_recovery(store, &base, &archive.identities).await?;
     let scratch = archive.scratch.clone();
-    let (recalled, written) = tokio::task::spawn_blocking(move || {
+    let (recalled, file) = tokio::task::spawn_blocking(move || {
         let out = tempfile::tempfile_in(&scratch)
             .map_err(|e| PortError::new(ErrorCode::Local, format!("write to {}: {e}", scratch.display())))?;
-        opened.write(out)
+        opened.rewrite(out)
     })
     .await
     .map_err(died)??;
@@ -55,7 +54,7 @@ pub async fn compact(request: &CompactRequest<'_>) -> PortResult<Result<Manifest
     let nonce = seal::hex(&rand::random::<[u8; 4]>());
     let stream_key = layout::stream_key(&archive.cluster, taken_at, &nonce);
     let mut upload = store.upload(&stream_key).await?;
-    let streamed = stream(request, written, recalled.made.compact_revision, upload.as_mut()).await;
+    let streamed = stream(request, file, recalled.made.compact_revision, upload.as_mut()).await;
     let (inspected, stored) = match streamed {
         Ok(done) => done,
         Err(failed) => {
@@ -120,18 +119,18 @@ fn died(e: tokio::task::JoinError) -> PortError {
     PortError::new(ErrorCode::Local, format!("a stage of the work died: {e}"))
 }
 
-/// The file through the same stages as a snapshot's stream: checked against its trailer, sealed, uploaded in parts.
+/// The file through the same stages as a snapshot's stream: looked through, completed by its trailer, sealed, uploaded in parts.
 async fn stream(
     request: &CompactRequest<'_>,
-    written: Written,
+    file: Untrailed,
     compact_hint: i64,
     upload: &mut dyn Upload,
 ) -> PortResult<(Inspected, Stored)> {
     let (to_inspect, from_file) = mpsc::channel(QUEUE);
     let (to_seal, from_inspect) = std::sync::mpsc::sync_channel(QUEUE);
     let (to_upload, mut from_seal) = mpsc::channel(1);
-    let reading = tokio::task::spawn_blocking(move || read(&written.file, written.size_bytes, &to_inspect));
-    let inspecting = tokio::task::spawn_blocking(move || seal::inspect(from_file, &to_seal, compact_hint));
+    let reading = tokio::task::spawn_blocking(move || read(&file, &to_inspect));
+    let inspecting = tokio::task::spawn_blocking(move || seal::append_trailer(from_file, &to_seal, compact_hint));
     let (recipients, compression) = (request.recipients.clone(), request.compression);
     let sealing = tokio::task::spawn_blocking(move || seal::seal(&from_inspect, &recipients, compression, to_upload));
     let mut sent = Ok(());
@@ -150,12 +149,14 @@ async fn stream(
     Ok((inspected?, sealed?))
 }
 
-fn read(file: &File, bytes: u64, out: &mpsc::Sender<Vec<Bytes>>) -> PortResult<()> {
+fn read(pages: &Untrailed, out: &mpsc::Sender<Vec<Bytes>>) -> PortResult<()> {
     let mut at = 0;
-    while at < bytes {
-        let now = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(PIECE_BYTES);
+    while at < pages.bytes {
+        let now = usize::try_from(pages.bytes - at).unwrap_or(usize::MAX).min(PIECE_BYTES);
         let mut piece = vec![0; now];
-        file.read_exact_at(&mut piece, at)
+        pages
+            .file
+            .read_exact_at(&mut piece, at)
             .map_err(|e| PortError::new(ErrorCode::Local, format!("read the new snapshot back: {e}")))?;
         at += now as u64;
         if out.blocking_send(vec![Bytes::from(piece)]).is_err() {

@@ -26,13 +26,18 @@ impl LocalEtcd {
     /// The only member's name.
     pub const MEMBER: &'static str = "local";
 
-    /// Starts the binary over a data directory, with further options, and waits until it serves.
+    /// Starts the binary over a data directory, with further options, and waits until it serves. It syncs nothing to the disk.
     pub async fn start(binary: &Path, data: &Path, options: &[&str]) -> PortResult<Self> {
+        Self::start_durable(binary, data, &[options, &["--unsafe-no-fsync"]].concat()).await
+    }
+
+    /// Starts it as clusters run it: what it acknowledges is on the disk.
+    pub async fn start_durable(binary: &Path, data: &Path, options: &[&str]) -> PortResult<Self> {
         let failed = |e: std::io::Error| PortError::new(ErrorCode::Local, format!("start {}: {e}", binary.display()));
         let url = format!("http://{}", free_port().map_err(failed)?);
         let peer = format!("http://{}", free_port().map_err(failed)?);
         let process = Command::new(binary)
-            .args(["--name", Self::MEMBER, "--log-level", "error", "--unsafe-no-fsync", "--data-dir"])
+            .args(["--name", Self::MEMBER, "--log-level", "error", "--data-dir"])
             .arg(data)
             .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
@@ -67,7 +72,7 @@ impl LocalEtcd {
         self.process.id()
     }
 
-    /// Writes values of which about a quarter is random and the rest compresses like configuration does.
+    /// Writes values like Kubernetes' own.
     pub async fn fill(&self, values: usize, value_bytes: usize) -> PortResult<()> {
         let failed = |e: etcd_client::Error| PortError::new(ErrorCode::ServerError, format!("fill etcd: {e}"));
         let client = etcd_client::Client::connect([&self.url], None).await.map_err(failed)?;
@@ -93,30 +98,56 @@ impl LocalEtcd {
     }
 }
 
-/// A value like Kubernetes stores: words that repeat, with numbers and digests in between.
+/// A value as Kubernetes stores: an object as text with managed fields, names, digests and times of its own, or, one in seven, a
+/// Secret encrypted at rest, which no coder makes smaller.
 pub fn value(n: usize, bytes: usize) -> Vec<u8> {
     use rand::{Rng, RngCore, SeedableRng};
-    const WORDS: [&[u8]; 8] = [
-        b"metadata",
-        b"annotations",
-        b"kube-system",
-        b"containers",
-        b"resources",
-        b"conditions",
-        b"managedFields",
-        b"serviceAccount",
+    const NAMES: [&str; 16] = [
+        "frontend", "backend", "payments", "cart", "checkout", "search", "index", "worker", "gateway", "auth",
+        "session", "cache", "metrics", "exporter", "ingest", "billing",
     ];
     let mut random = rand::rngs::StdRng::seed_from_u64(n as u64);
-    let mut value = Vec::with_capacity(bytes + 64);
-    while value.len() < bytes {
-        value.extend_from_slice(WORDS[random.random_range(0..WORDS.len())]);
-        value.extend_from_slice(WORDS[random.random_range(0..WORDS.len())]);
-        let mut digest = [0; 6];
-        random.fill_bytes(&mut digest);
-        value.extend_from_slice(&digest);
+    if n % 7 == 3 {
+        let mut secret = b"k8s:enc:aescbc:v1:key1:".to_vec();
+        secret.resize(bytes, 0);
+        random.fill_bytes(&mut secret[23..]);
+        return secret;
     }
-    value.truncate(bytes);
-    value
+    let mut text = String::with_capacity(bytes + 1024);
+    let name = NAMES[random.random_range(0..NAMES.len())];
+    text += &format!(
+        r#"{{"kind":"Pod","apiVersion":"v1","metadata":{{"name":"{name}-{:010x}-{:05x}","namespace":"team-{}","uid":"{:032x}","labels":{{"app.kubernetes.io/name":"{name}","app.kubernetes.io/instance":"{name}-prod"}},"annotations":{{"checksum/config":"{:064x}"}}}},"#,
+        random.random_range(0..1_u64 << 38),
+        random.random_range(0..1_u32 << 20),
+        random.random_range(0..40),
+        random.random::<u128>(),
+        random.random::<u128>(),
+    );
+    while text.len() < bytes {
+        let (name, other) = (NAMES[random.random_range(0..NAMES.len())], NAMES[random.random_range(0..NAMES.len())]);
+        text += &format!(
+            r#"{{"manager":"kubelet","operation":"Update","apiVersion":"v1","time":"2026-{:02}-{:02}T{:02}:{:02}:{:02}Z","fieldsType":"FieldsV1","fieldsV1":{{"f:metadata":{{"f:annotations":{{".":{{}},"f:checksum/config":{{}}}},"f:generateName":{{}},"f:ownerReferences":{{".":{{}},"k:{{\\"uid\\":\\"{:032x}\\"}}":{{}}}}}},"f:spec":{{"f:containers":{{"k:{{\\"name\\":\\"{name}\\"}}":{{".":{{}},"f:image":{{}},"f:imagePullPolicy":{{}},"f:resources":{{".":{{}},"f:limits":{{".":{{}},"f:memory":{{}}}}}}}}}}}}}},"containers":[{{"name":"{name}","image":"registry.example.com/{other}/{name}:v{}.{}.{}","env":[{{"name":"UPSTREAM","value":"http://{other}.team-{}.svc:8080"}}],"resources":{{"limits":{{"memory":"{}Mi"}},"requests":{{"cpu":"{}m"}}}},"livenessProbe":{{"httpGet":{{"path":"/healthz","port":8080,"scheme":"HTTP"}},"timeoutSeconds":1,"periodSeconds":10,"failureThreshold":3}},"terminationMessagePath":"/dev/termination-log","imagePullPolicy":"IfNotPresent"}}],"status":{{"phase":"Running","podIP":"10.244.{}.{}","containerStatuses":[{{"ready":true,"restartCount":{},"imageID":"registry.example.com/{other}/{name}@sha256:{:064x}","containerID":"containerd://{:064x}"}}]}}"#,
+            random.random_range(1..13),
+            random.random_range(1..29),
+            random.random_range(0..24),
+            random.random_range(0..60),
+            random.random_range(0..60),
+            random.random::<u128>(),
+            random.random_range(0..5),
+            random.random_range(0..30),
+            random.random_range(0..20),
+            random.random_range(0..40),
+            64 * random.random_range(1..32),
+            50 * random.random_range(1..20),
+            random.random_range(0..256),
+            random.random_range(0..256),
+            random.random_range(0..3),
+            random.random::<u128>(),
+            random.random::<u128>(),
+        );
+    }
+    text.truncate(bytes);
+    text.into_bytes()
 }
 
 impl Drop for LocalEtcd {

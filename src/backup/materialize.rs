@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::bolt::{
-    Backend, BackendInfo, Revision, Writer, Written, encode_lease, key_and_lease, revision, revision_key,
+    Backend, BackendInfo, Revision, Untrailed, Writer, Written, encode_lease, key_and_lease, revision, revision_key,
 };
 use crate::ports::{ErrorCode, PortError, PortResult};
 
@@ -52,7 +52,9 @@ pub struct Materialized {
     pub leases_added: u64,
     /// With etcd's trailer.
     pub size_bytes: u64,
-    pub sha256: String,
+    /// What the trailer holds, once it is written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
 /// Writes the state at a revision (none: the newest there is) into `out`, which must be empty. Blocks; memory is a few
@@ -63,6 +65,18 @@ pub fn materialize(
     at: Option<i64>,
     out: File,
 ) -> PortResult<(Materialized, Written)> {
+    let (made, file) = rewrite(base, log, at, out)?;
+    let written = file.trail()?;
+    Ok((Materialized { sha256: Some(super::seal::hex(&written.sha256)), ..made }, written))
+}
+
+/// The same without the trailer.
+pub(super) fn rewrite(
+    base: &Backend,
+    log: &mut dyn Iterator<Item = PortResult<Logged>>,
+    at: Option<i64>,
+    out: File,
+) -> PortResult<(Materialized, Untrailed)> {
     let info = base.info()?;
     let newest = base.newest_revision()?;
     check_floor(&info, at)?;
@@ -93,17 +107,17 @@ pub fn materialize(
         .hint(format!("nothing was written; --at {reached} is the newest that can be had")));
     }
     let leases_added = work.copy_the_rest(base, &info)?;
-    let (versions, written) = (work.versions, work.writer.finish()?);
+    let (versions, file) = (work.versions, work.writer.close()?);
     let made = Materialized {
         revision: reached,
         compact_revision: info.finished_compact_revision,
         versions,
         from_log: versions - in_base,
         leases_added,
-        size_bytes: written.size_bytes,
-        sha256: super::seal::hex(&written.sha256),
+        size_bytes: file.size_bytes(),
+        sha256: None,
     };
-    Ok((made, written))
+    Ok((made, file))
 }
 
 /// A compaction that was ordered may have removed any version below it.

@@ -10,9 +10,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::log::{Changes, Index, Point, Way, read_changes, way};
-use super::materialize::{Materialized, materialize};
-use super::{Catalog, Identities, unseal};
-use crate::bolt::{Backend, Written};
+use super::materialize::{Materialized, rewrite};
+use super::{Catalog, Identities, seal, unseal};
+use crate::bolt::{Backend, Untrailed, Written};
 use crate::ports::{ErrorCode, ObjectStore, PortError, PortResult};
 
 /// Where points are fetched from.
@@ -114,13 +114,21 @@ impl Archive {
 
 impl Opened {
     /// Writes the state. Blocks.
-    pub fn write(mut self, out: File) -> PortResult<(Recalled, Written)> {
+    pub fn write(self, out: File) -> PortResult<(Recalled, Written)> {
+        let (mut recalled, file) = self.rewrite(out)?;
+        let written = file.trail()?;
+        recalled.made.sha256 = Some(seal::hex(&written.sha256));
+        Ok((recalled, written))
+    }
+
+    /// Writes the state without a trailer. Blocks.
+    pub(super) fn rewrite(mut self, out: File) -> PortResult<(Recalled, Untrailed)> {
         let base = Backend::open(self.base)?;
         let at = match self.point {
             Point::Revision(revision) => Some(revision),
             Point::Latest | Point::Time(_) => None,
         };
-        let (made, written) = materialize(&base, &mut self.changes, at, out)?;
+        let (made, file) = rewrite(&base, &mut self.changes, at, out)?;
         if let Point::Time(at) = self.point
             && !self.changes.passed()
             && self.covered_at.is_none_or(|covered| covered < at)
@@ -138,7 +146,7 @@ impl Opened {
             segments: self.way.path.segments.len() as u64,
             seen_at: self.changes.seen(),
         };
-        Ok((recalled, written))
+        Ok((recalled, file))
     }
 }
 

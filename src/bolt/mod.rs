@@ -17,4 +17,4 @@ pub use error::BoltError;
 pub use key_value::{Revision, Stored, decode, encode, encode_lease, key_and_lease, revision, revision_key};
 pub use reader::{Backend, BackendInfo, Entries};
 pub use scan::{Scanner, Summary};
-pub use write::{Writer, Written};
+pub use write::{Untrailed, Writer, Written};

@@ -83,7 +83,12 @@ impl Writer {
     }
 
     /// Writes what is left, the meta pages and the trailer. The file is not synced.
-    pub fn finish(mut self) -> Result<Written, BoltError> {
+    pub fn finish(self) -> Result<Written, BoltError> {
+        self.close()?.trail()
+    }
+
+    /// Writes what is left and the meta pages.
+    pub fn close(mut self) -> Result<Untrailed, BoltError> {
         self.end()?;
         self.buckets.sort();
         let mut root = Tree::default();
@@ -102,7 +107,27 @@ impl Writer {
             let content = meta::encode(page, page_size, root, FREELIST_PAGE, next, 2 + page);
             write_page(&file, page_size, page, &content)?;
         }
-        let bytes = next * page_size as u64;
+        Ok(Untrailed { file, bytes: next * page_size as u64 })
+    }
+}
+
+/// A backend file without a snapshot's trailer. The first pages are known last, so the digest takes a pass of its own: whoever
+/// reads the file anyway makes it on the way.
+#[derive(Debug)]
+pub struct Untrailed {
+    pub file: File,
+    pub bytes: u64,
+}
+
+impl Untrailed {
+    /// Bytes that it will have with its trailer.
+    pub fn size_bytes(&self) -> u64 {
+        self.bytes + Sha256::output_size() as u64
+    }
+
+    /// Reads it once and appends the trailer.
+    pub fn trail(self) -> Result<Written, BoltError> {
+        let Self { file, bytes } = self;
         let sha256 = digest(&file, bytes)?;
         file.write_all_at(&sha256, bytes).map_err(BoltError::Write)?;
         Ok(Written { file, size_bytes: bytes + sha256.len() as u64, sha256 })

@@ -10,7 +10,7 @@ use futures::StreamExt;
 
 use super::snapshot::{failed, peak_kib};
 use super::{Bench, Goal};
-use crate::backup::local_etcd::LocalEtcd;
+use crate::backup::local_etcd::{LocalEtcd, value};
 use crate::backup::log::{CutRule, NewBase, Point, ShipRequest, canary, ship, status};
 use crate::backup::{
     Archive, CompactRequest, Compression, Identities, Manifest, Progress, Recipients, TakeRequest, compact, take,
@@ -32,10 +32,11 @@ pub(super) const HISTORY: Bench = Bench {
     run,
 };
 
-/// Values of 6 kB: 1.5 GB before, 200 MB of changes behind.
+/// Objects of 6 kB, 1.5 GB of them, and behind them 200 MB of changes: mostly Leases and events in a cluster, of 1 kB and less.
 const BASE_VALUES: usize = 250_000;
-const CHANGES: usize = 33_000;
 const VALUE_BYTES: usize = 6_000;
+const CHANGES: usize = 200_000;
+const CHANGE_BYTES: usize = 1_000;
 /// The load under which the recovery point is measured.
 const WRITES_PER_SECOND: u64 = 500;
 const CANARIES: usize = 12;
@@ -198,8 +199,8 @@ async fn load(client: Arc<dyn Etcd>) {
 /// Fills the log with changes, each a revision of its own. Returns the last revision.
 async fn write(client: &dyn Etcd) -> Result<i64, CliError> {
     let writes = (0..CHANGES).map(|n| async move {
-        let value: Vec<u8> = (0..VALUE_BYTES).map(|at| (at * 31 + n * 7 + at * at / 97) as u8).collect();
-        client.put(LocalEtcd::MEMBER, format!("/registry/bench/{:08}", n * 5).as_bytes(), &value).await
+        let value = value(n, CHANGE_BYTES);
+        client.put(LocalEtcd::MEMBER, format!("/registry/bench/{:08}", n % BASE_VALUES).as_bytes(), &value).await
     });
     let mut running = futures::stream::iter(writes).buffer_unordered(WRITERS);
     let mut newest = 0;
@@ -209,9 +210,10 @@ async fn write(client: &dyn Etcd) -> Result<i64, CliError> {
     Ok(newest)
 }
 
-/// Puts the newest versions of a state through a fresh etcd, in the order of their revisions. Returns the seconds.
+/// Puts the newest versions of a state through a fresh etcd that runs as clusters run it, in the order of their revisions: the next
+/// one begins when the one before it is acknowledged. Returns the seconds.
 async fn replay(binary: &Path, data: &Path, file: &Path, changes: u64) -> Result<f64, CliError> {
-    let etcd = LocalEtcd::start(binary, data, &[]).await?;
+    let etcd = LocalEtcd::start_durable(binary, data, &[]).await?;
     let client = etcd.client().await?;
     let file = std::fs::File::open(file).map_err(|e| failed("open the state", e))?;
     let backend = Backend::open(file).map_err(crate::ports::PortError::from)?;
