@@ -1,39 +1,19 @@
 use super::connect::connect;
-use super::recovered::Recovered;
+use super::past_object::PastObject;
 use super::snapshot::print_json;
 use super::{CliError, Context, ExitKind};
-use crate::backup::log::Point;
-use crate::backup::objects;
-use crate::ports::{ErrorCode, Kube, PortError};
 
 /// Show one object as it was at a revision or time, as YAML that kubectl takes. The cluster is not asked.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The kind as kubectl names it: pods, deployment, certificates.cert-manager.io.
-    kind: String,
-    name: String,
-    /// The object's namespace, if it has one.
-    #[arg(short, long)]
-    namespace: Option<String>,
-    /// A revision, a time, or `latest`.
-    #[arg(long, value_name = "REVISION|TIME")]
-    at: Point,
+    #[command(flatten)]
+    object: PastObject,
 }
 
-/// Finds the object and lets an API server over the recovered state say what it is.
+/// Prints the object.
 pub fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let connected = connect(context)?;
-    let object = context.block_on(async {
-        let recovered = Recovered::at(args.at, &connected, context).await?;
-        let backend = recovered.backend()?;
-        let (name, stored) = objects::find(&backend, &args.kind, args.namespace.as_deref(), &args.name)?;
-        let collection = objects::collection(&name, &stored)?;
-        let api = recovered.api(&connected).await?;
-        let found = api.kube.get(&collection, &name.name).await?;
-        found.ok_or_else(|| {
-            CliError::from(PortError::new(ErrorCode::NotFound, format!("{name} is stored, but no API serves it")))
-        })
-    })?;
+    let (_, _, object) = context.block_on(args.object.read(&connected, context))?;
     if context.global.json {
         return print_json(&object);
     }

@@ -36,6 +36,7 @@ mod materialize;
 mod members;
 mod mirror;
 mod obtain;
+mod past_object;
 mod plan;
 mod policy;
 mod rebuild;

@@ -1,11 +1,10 @@
 use serde_json::Value;
 
 use super::connect::{Connected, connect};
-use super::recovered::Recovered;
+use super::past_object::PastObject;
 use super::snapshot::print_json;
 use super::{CliError, Context, ExitKind};
-use crate::backup::log::Point;
-use crate::backup::{field_changes, objects};
+use crate::backup::field_changes;
 use crate::distribution::server_name;
 use crate::ports::{Collection, ErrorCode, Kube, PortError, PortResult};
 use crate::steps::ServerOutput;
@@ -15,15 +14,8 @@ use std::sync::Arc;
 /// (field manager hk-dr); what it had no word about then stays as it is.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The kind as kubectl names it: pods, deployment, certificates.cert-manager.io.
-    kind: String,
-    name: String,
-    /// The object's namespace, if it has one.
-    #[arg(short, long)]
-    namespace: Option<String>,
-    /// A revision, a time, or `latest`.
-    #[arg(long, value_name = "REVISION|TIME")]
-    at: Point,
+    #[command(flatten)]
+    object: PastObject,
     /// Only show which fields would change. Exit code 2 if any.
     #[arg(long, conflicts_with = "yes")]
     dry_run: bool,
@@ -39,17 +31,7 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let connected = connect(context)?;
     let (changes, label) = context.block_on(async {
-        let recovered = Recovered::at(args.at, &connected, context).await?;
-        let backend = recovered.backend()?;
-        let (name, stored) = objects::find(&backend, &args.kind, args.namespace.as_deref(), &args.name)?;
-        let collection = objects::collection(&name, &stored)?;
-        let then = {
-            let api = recovered.api(&connected).await?;
-            api.kube.get(&collection, &name.name).await?
-        };
-        let then = then.ok_or_else(|| {
-            CliError::from(PortError::new(ErrorCode::NotFound, format!("{name} is stored, but no API serves it")))
-        })?;
+        let (name, collection, then) = args.object.read(&connected, context).await?;
         let wanted = restorable(&then);
         let live = serving(&connected, &collection, &name.name).await?;
         let now = live.1.map_or(Value::Null, |object| restorable(&object));
