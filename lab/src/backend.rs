@@ -188,8 +188,17 @@ pub struct RoomFaults {
     pub broken_volumes: Vec<u64>,
     /// Machines whose root disks have no free space.
     pub full_disks: Vec<u64>,
+    /// Machines whose wall clocks are off, and by how many milliseconds. Those of one machine add up.
+    pub skewed_clocks: Vec<(u64, i64)>,
     /// Requests to S3 pass the lab's proxy.
     pub object_store: bool,
+}
+
+impl RoomFaults {
+    /// By how many milliseconds a machine's clock is off.
+    pub fn skew(&self, machine: u64) -> i64 {
+        self.skewed_clocks.iter().filter(|(id, _)| *id == machine).map(|(_, skew)| skew).sum()
+    }
 }
 
 /// Something between a location and an other end, in both directions.

@@ -218,6 +218,16 @@ impl Group {
         }
     }
 
+    /// Whether they stand still.
+    pub(crate) fn is_frozen(&self) -> bool {
+        let (tree, file) = match self.cgroups.trees.iter().find(|t| t.version == 2) {
+            Some(tree) => (Some(tree), "cgroup.freeze"),
+            None => (self.tree("freezer"), "freezer.state"),
+        };
+        let state = tree.and_then(|tree| fs::read_to_string(self.level(tree).join(file)).ok());
+        state.is_some_and(|state| !matches!(state.trim(), "0" | "THAWED"))
+    }
+
     /// Lets the machine use one block device.
     pub(crate) fn allow_device(&self, major: u32, minor: u32) -> Result<(), LabError> {
         self.device("devices.allow", major, minor)

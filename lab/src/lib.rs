@@ -7,6 +7,7 @@ pub mod api;
 pub mod backend;
 mod balancer;
 mod cgroup;
+mod clock;
 pub mod control;
 mod daemon;
 mod entrance;

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use crate::backend::{Effect, MachineEvent, MachineSpec, Metadata, RoomFaults};
 use crate::balancer::Balancers;
 use crate::cgroup::{Cgroups, Group, Limits};
+use crate::clock::Keeper;
 use crate::error::{Attempt, LabError};
 use crate::fabric::wiring::Wiring;
 use crate::fabric::{self, firewall};
@@ -68,6 +69,8 @@ struct Machine {
     disk: Option<disk::Disk>,
     /// What boots next instead of the disk.
     rescue: Option<Metadata>,
+    /// While its clock is off, or was during this boot.
+    clock: Option<Keeper>,
 }
 
 /// One boot, from nspawn's start to its end.
@@ -189,7 +192,7 @@ impl Lab {
         let (ended_sender, ended) = watch::channel(false);
         machine.running = Some(Running { nspawn, leader, ended });
         tokio::spawn(watch_over(Arc::downgrade(self), id, nspawn, child, ended_sender));
-        let equipped = self.equip(machine, leader);
+        let equipped = self.equip(machine, leader).await;
         if equipped.is_err() {
             self.cut_power(machine).await?;
         }
@@ -216,11 +219,12 @@ impl Lab {
         Ok((files.root(), binds))
     }
 
-    fn equip(&self, machine: &mut Machine, leader: i32) -> Result<(), LabError> {
+    async fn equip(&self, machine: &mut Machine, leader: i32) -> Result<(), LabError> {
         let volumes: Vec<u64> = machine.volumes.keys().copied().collect();
         for volume in volumes {
             self.plug(machine, volume)?;
         }
+        self.set_clock(machine).await?;
         machine.let_go(leader)?;
         self.register(machine)
     }
@@ -279,6 +283,7 @@ impl Lab {
 
     /// After the end of a boot: network, devices and groups as before the first.
     async fn settle(&self, machine: &mut Machine) -> Result<(), LabError> {
+        machine.clock = None;
         self.wiring.pull_out(machine.spec.id).await?;
         for plugged in machine.volumes.values_mut() {
             if let Some(device) = plugged.device.take() {

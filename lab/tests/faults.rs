@@ -38,6 +38,7 @@ fn a_cloud_fails_in_the_ways_it_is_told_to() {
     a_volume_fails(&lab, volume);
     s3_fails(&lab);
     a_location_loses_its_power(&lab, one, &first, &second);
+    a_clock_is_off(&lab, one, &first);
     what_cannot_be_had_is_refused(&lab);
 }
 
@@ -295,8 +296,83 @@ fn a_location_loses_its_power(lab: &Lab, one: u64, first: &str, second: &str) {
     assert!(listed.contains("kept") && !listed.contains("lost"), "{listed}");
 }
 
+/// By how many seconds what a command says differs from the host's clock.
+fn off(lab: &Lab, place: &str, script: &str) -> i64 {
+    let told = lab.ok(place, script);
+    let host = std::process::Command::new("date").arg("+%s").output().expect("date runs");
+    let host: i64 = String::from_utf8_lossy(&host.stdout).trim().parse().expect("a number");
+    // To the nearest half minute: a command takes a moment.
+    (told.parse::<i64>().unwrap_or_else(|_| panic!("{script}: {told}")) - host + 15).div_euclid(30) * 30
+}
+
+/// A statically linked Go program that serves HTTP, and with each answer tells its time.
+fn go_program(lab: &Lab) {
+    let artifacts = std::fs::read_dir(common::cache_dir().join("artifacts")).expect("pinned binaries").flatten();
+    let names = artifacts.map(|entry| entry.path()).filter(|path| !path.to_string_lossy().ends_with(".json"));
+    let is_it =
+        |path: &std::path::PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("versitygw"));
+    let program = names.filter(is_it).max().expect("versitygw is among them");
+    lab.ok("operator", &format!("{S3}s3 -f -X PUT $b; s3 -f -T {} $b/go", program.display()));
+    let info = &lab.info;
+    let given = format!(
+        "AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={} AWS_REGION={} AWS_ENDPOINT_URL=http://192.0.2.20:7070",
+        info.access_key, info.secret_key, info.region
+    );
+    lab.ok("server:m1", &format!("{given}{S3}s3 -f -o /root/go $b/go; chmod +x /root/go; mkdir /root/served"));
+}
+
+const GO_TIME: &str =
+    r#"date -d "$(curl -s -o /dev/null -D - http://127.0.0.1:$port/ | tr -d '\r' | sed -n 's/^[Dd]ate: //p')" +%s"#;
+
+fn a_clock_is_off(lab: &Lab, one: u64, first: &str) {
+    go_program(lab);
+    let serve = |port: u16| {
+        let command = format!("/root/go --access a --secret b --port 127.0.0.1:{port} posix /root/served");
+        lab.ok("server:m1", &format!("systemd-run -q {command}"));
+        eventually("it serves", || lab.sh("server:m1", &format!("curl -s 127.0.0.1:{port}")).0 == 0);
+    };
+    // It looks at its clock once a second.
+    let go = |port: u16, seconds: i64| {
+        let what = format!("Go at port {port} is off by {seconds} s");
+        eventually(&what, || off(lab, "server:m1", &format!("port={port}; {GO_TIME}")) == seconds);
+    };
+    serve(7001);
+    let make = "cd /root; openssl req -x509 -newkey ed25519 -nodes -keyout k -out c -days 1 -subj /CN=x 2>/dev/null; sync";
+    lab.ok("server:m1", make);
+    let ended = || lab.sh("server:m1", "openssl x509 -in /root/c -noout -checkend 0").0 == 1;
+    assert!(!ended());
+
+    let fault = set(lab, json!({"kind": "clock_skew", "server": "m1", "offset_ms": 172_800_000}));
+    go(7001, 172_800);
+    serve(7002);
+    go(7002, 172_800);
+    // Whatever begins has the other clock from its first instruction on.
+    let hours =
+        lab.ok("server:m1", "for i in $(seq 200); do date +%s; done | awk '{print int($1/3600)}' | sort -u | wc -l");
+    assert!(hours.parse::<u32>().is_ok_and(|hours| hours <= 2), "{hours} hours, within a second");
+    for script in ["date +%s", "perl -e 'print time'", "python3 -c 'import time; print(int(time.time()))'"] {
+        assert_eq!(off(lab, "server:m1", script), 172_800, "{script}");
+    }
+    assert!(ended(), "a certificate is good for a day");
+    assert_eq!(off(lab, "server:m2", "date +%s"), 0, "another server");
+    let more = set(lab, json!({"kind": "clock_skew", "server": "m1", "offset_ms": -172_800_000 - 3_600_500}));
+    assert_eq!(off(lab, "server:m1", "date +%s"), -3600, "they add up");
+    go(7001, -3600);
+    lift(lab, fault);
+    // Over a reboot.
+    lab.post(&format!("/servers/{one}/actions/reset"), json!({}));
+    lab.wait_for_ssh(first);
+    assert_eq!(off(lab, "server:m1", "date +%s"), -176_400);
+    serve(7001);
+    go(7001, -176_400);
+    lift(lab, more);
+    assert_eq!(off(lab, "server:m1", "date +%s"), 0);
+    go(7001, 0);
+    assert!(!ended());
+}
+
 fn what_cannot_be_had_is_refused(lab: &Lab) {
-    let refused = lab.refused_own(json!({"kind": "clock_skew", "server": "m1", "seconds": 60}));
-    assert!(refused.contains("clock"), "{refused}");
+    let refused = lab.refused_own(json!({"kind": "clock_skew", "server": "m1", "offset_ms": 0}));
+    assert!(refused.contains("offset_ms"), "{refused}");
     assert_eq!(lab.own("GET", "/faults", None)["faults"], json!([]));
 }

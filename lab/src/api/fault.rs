@@ -88,6 +88,8 @@ pub enum Kind {
     VolumeError { volume: u64 },
     /// The server's root disk has no free space.
     DiskFull { server: u64 },
+    /// The server's wall clock is this much ahead (or behind, if negative).
+    ClockSkew { server: u64, offset_ms: i64 },
     /// S3 answers an error before anything happens.
     S3Error {
         code: String,
@@ -117,7 +119,7 @@ pub enum Kind {
 }
 
 /// All names a kind may have, for messages.
-pub const KINDS: [&str; 20] = [
+pub const KINDS: [&str; 21] = [
     "location_unavailable",
     "api_error",
     "lost_answer",
@@ -133,6 +135,7 @@ pub const KINDS: [&str; 20] = [
     "link_delay",
     "volume_error",
     "disk_full",
+    "clock_skew",
     "s3_error",
     "s3_slow",
     "s3_truncated",
@@ -172,17 +175,7 @@ impl Kind {
 
     /// Those that strike single requests do so once unless told otherwise: a forgotten one would hang whatever runs next.
     pub fn strikes_once(&self) -> bool {
-        matches!(
-            self,
-            Kind::ApiError { .. }
-                | Kind::LostAnswer { .. }
-                | Kind::SlowAnswer { .. }
-                | Kind::ActionError { .. }
-                | Kind::S3Error { .. }
-                | Kind::S3Slow { .. }
-                | Kind::S3Truncated { .. }
-                | Kind::S3Corrupt { .. }
-        )
+        self.requests().is_some() || matches!(self, Kind::ActionError { .. })
     }
 
     /// Whether single requests or actions are struck, so that they can be counted and diced for.
@@ -384,6 +377,7 @@ impl Faults {
                 }
                 Kind::VolumeError { volume } => room.broken_volumes.push(*volume),
                 Kind::DiskFull { server } => room.full_disks.push(*server),
+                Kind::ClockSkew { server, offset_ms } => room.skewed_clocks.push((*server, *offset_ms)),
                 kind if kind.is_of_s3() => room.object_store = true,
                 _ => {}
             }

@@ -321,6 +321,7 @@ impl Lab {
             volumes: BTreeMap::new(),
             disk: None,
             rescue: None,
+            clock: None,
         };
         self.register(&machine)?;
         lock(&self.machines).insert(id, Arc::new(tokio::sync::Mutex::new(machine)));

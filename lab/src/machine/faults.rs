@@ -35,11 +35,32 @@ impl Lab {
             if let Some(disk) = machine.disk.as_ref().filter(|_| was != is) {
                 disk.fill(is)?;
             }
+            if before.skew(id) != faults.skew(id) {
+                self.set_clock(&mut machine).await?;
+            }
             if faults.dark.contains(&location) {
                 self.darken(&mut machine).await?;
             } else {
                 self.lighten(&mut machine).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Lets the clock of a machine that runs be as far off as it is told to.
+    pub(super) async fn set_clock(&self, machine: &mut Machine) -> Result<(), LabError> {
+        let skew = lock(&self.faults).skew(machine.spec.id);
+        if machine.running.is_none() || (skew == 0 && machine.clock.is_none()) {
+            return Ok(());
+        }
+        let root = disk::Files(&machine.dir).root();
+        let keeper = match machine.clock.take() {
+            Some(keeper) => keeper,
+            None => Keeper::start(machine.group.clone(), &root)?,
+        };
+        // Without an offset it goes on only while something in the machine still has the wrong time, because it stands still.
+        if !keeper.set(skew).await? || skew != 0 {
+            machine.clock = Some(keeper);
         }
         Ok(())
     }
