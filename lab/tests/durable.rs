@@ -38,6 +38,9 @@ fn what_was_there_is_there_again() {
     lab.ok("server:m1", &format!("mkdir -p /v; mount {device} /v; echo kept >/v/f; echo kept >/root/f; sync"));
     lab.post(&format!("/servers/{two}/actions/poweroff"), json!({}));
     lab.post(&format!("/servers/{two}/actions/enable_rescue"), json!({}));
+    let (three, third) = lab.server("m3", "fsn1", json!({"start_after_create": false}));
+    let later = json!({"name": "later", "size": 10, "server": three, "format": "ext4", "automount": true});
+    let later = lab.post("/volumes", later)["volume"]["id"].as_u64().expect("an id");
     let all = ["servers", "volumes", "networks", "floating_ips", "primary_ips", "firewalls", "servers/actions"];
     let list = |lab: &Lab| all.map(|kind| lab.call("GET", &format!("/{kind}"), None));
     let before = list(&lab);
@@ -66,6 +69,12 @@ fn what_was_there_is_there_again() {
     assert_eq!(lab.call("GET", &format!("/servers/{two}"), None)["server"]["rescue_enabled"], false);
     let private = lab.ok("server:m2", "ip -4 -o addr show dev ens10 | awk '{print $4}' | cut -d/ -f1");
     assert!(lab.answers_ssh("server:m1", &private));
+
+    lab.post(&format!("/servers/{three}/actions/poweron"), json!({}));
+    lab.wait_for_ssh(&third);
+    eventually("it mounts what it was told to when it was off", || {
+        lab.sh("server:m3", &format!("mountpoint -q /mnt/HC_Volume_{later}")).0 == 0
+    });
 
     // A format of the future is refused, and left alone.
     control::down(name).expect("the lab ends");

@@ -207,6 +207,16 @@ impl State {
         }
     }
 
+    /// Whether a server is still to mount a volume when it boots: it was told to and has not run since, or the lab ended meanwhile.
+    fn mount_is_due(&self, volume: u64, server: &Server) -> bool {
+        let being_attached = || {
+            let running = self.actions.values().filter(|a| a.is_running() && a.command == "attach_volume");
+            running.flat_map(|a| &a.resources).any(|(kind, id)| kind == "volume" && *id == volume)
+        };
+        let ordered = self.volumes.get(&volume).is_some_and(|v| v.automount);
+        ordered && (server.status != Status::Running || being_attached())
+    }
+
     /// Ends the actions that ran when the lab ended.
     fn end_actions(&mut self) {
         let running: Vec<u64> = self.actions.values().filter(|a| a.is_running()).map(|a| a.id).collect();
@@ -308,7 +318,8 @@ impl Cloud {
             self.effect(self.backend.set_rescue(id, Some(&server.rescue_metadata(rescue)))).await?;
         }
         for volume in volumes {
-            self.effect(self.backend.attach_volume(*volume, id)).await?;
+            let mount = self.look().mount_is_due(*volume, server);
+            self.effect(self.attach_volume(*volume, id, mount)).await?;
         }
         for private in &server.private {
             let network = private.network;

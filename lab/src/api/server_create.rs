@@ -151,7 +151,12 @@ fn admit(cloud: &Cloud, state: &mut State, input: &Input) -> ApiResult<(Work, Va
     let action = state.begin("create_server", &[("server", id)]);
     let volumes: Vec<(u64, u64)> = volumes
         .into_iter()
-        .map(|volume| (volume, state.begin("attach_volume", &[("server", id), ("volume", volume)])))
+        .map(|volume| {
+            if let Some(volume) = state.volumes.get_mut(&volume) {
+                volume.automount = automount;
+            }
+            (volume, state.begin("attach_volume", &[("server", id), ("volume", volume)]))
+        })
         .collect();
     let networks: Vec<Attachment> = server
         .private

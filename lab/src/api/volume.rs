@@ -30,6 +30,9 @@ pub struct Volume {
     pub location: &'static Location,
     /// The server it is attached to.
     pub server: Option<u64>,
+    /// Its server was told to mount it; that may be due when it boots.
+    #[serde(default)]
+    pub automount: bool,
     pub size_gb: u32,
     pub format: Option<String>,
     labels: Labels,
@@ -159,6 +162,7 @@ async fn create(Shared(cloud): Shared<Arc<Cloud>>, input: Input) -> ApiResult {
         name,
         location,
         server: None,
+        automount,
         size_gb,
         format: format.clone(),
         labels,
@@ -257,6 +261,9 @@ async fn attach(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>, input
         state.idle_server(server).map_err(|e| if e.code == "not_found" { unknown_server(server) } else { e })?.location;
     state.check_attachable(id, location)?;
     state.check_room_for_volume(server)?;
+    if let Some(volume) = state.volumes.get_mut(&id) {
+        volume.automount = automount;
+    }
     let action = state.begin("attach_volume", &[("volume", id), ("server", server)]);
     let body = json!({"action": state.action_json(action)});
     let runner = Arc::clone(&cloud);
@@ -281,7 +288,7 @@ async fn detach(Shared(cloud): Shared<Arc<Cloud>>, Path(id): Path<String>) -> Ap
     let backend = Arc::clone(&cloud.backend);
     cloud.run(action, async move { backend.detach_volume(id, server).await }, move |state, ok| {
         if let (true, Some(volume)) = (ok, state.volumes.get_mut(&id)) {
-            volume.server = None;
+            (volume.server, volume.automount) = (None, false);
         }
     });
     Ok(created(body))
