@@ -40,6 +40,12 @@ fn go_library() {
 }
 
 #[test]
+#[ignore = "needs tofu or terraform, and terraform-provider-hcloud: cargo test -p hk-lab --test clients terraform_ -- --ignored --nocapture"]
+fn terraform_provider() {
+    lives("t-terraform", "terraform", "sh", &["life.sh"]);
+}
+
+#[test]
 #[ignore = "needs hcloud: cargo test -p hk-lab --test clients hcloud_ -- --ignored --nocapture"]
 fn hcloud_command_line() {
     lives("t-hcloud", "hcloud", "sh", &["life.sh"]);

@@ -55,7 +55,7 @@ impl Action {
     }
 
     /// Servers, volumes and addresses are locked by each action on them; the rest only by actions on themselves, so that
-    /// several servers can be attached to a network at the same time. Firewalls change around a server, not in it.
+    /// several servers can be attached to a network at the same time. Firewalls and floating IPs change around a server, not in it.
     pub fn locks(&self, kind: &str, id: u64) -> bool {
         if !self.is_running() {
             return false;
@@ -64,7 +64,9 @@ impl Action {
             let always = matches!(kind, "server" | "volume" | "floating_ip" | "primary_ip");
             k == kind && *n == id && (i == 0 || always)
         };
-        let around = kind == "server" && matches!(&*self.command, "apply_firewall" | "remove_firewall");
+        let outside = ["apply_firewall", "remove_firewall", "assign_floating_ip", "unassign_floating_ip"]
+            .contains(&&*self.command);
+        let around = kind == "server" && outside;
         !around && self.resources.iter().enumerate().any(held)
     }
 

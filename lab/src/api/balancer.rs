@@ -83,7 +83,7 @@ impl State {
     /// A load balancer no action runs on.
     pub fn idle_balancer(&self, id: u64) -> ApiResult<&LoadBalancer> {
         let balancer = self.balancer(id)?;
-        if self.is_locked("load_balancer", id) { Err(ApiError::locked("load_balancer", id)) } else { Ok(balancer) }
+        if self.is_locked("load_balancer", id) { Err(ApiError::changing("load_balancer", id)) } else { Ok(balancer) }
     }
 
     /// What it should be, as the machine room takes it.

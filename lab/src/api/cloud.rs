@@ -339,7 +339,7 @@ impl State {
     /// A network no action runs on. Servers may be attached to one network at the same time: that locks the servers.
     pub fn idle_network(&self, id: u64) -> ApiResult<&Network> {
         let network = self.networks.get(&id).ok_or_else(|| ApiError::not_found("network", id))?;
-        if self.is_locked("network", id) { Err(ApiError::locked("network", id)) } else { Ok(network) }
+        if self.is_locked("network", id) { Err(ApiError::changing("network", id)) } else { Ok(network) }
     }
 
     pub fn exists(&self, kind: &str, id: u64) -> bool {

@@ -52,6 +52,11 @@ impl ApiError {
         Self::new("locked", format!("{kind} {id} is locked: another action is running"))
     }
 
+    /// What clients change by several requests at a time: they try again by themselves when they are told of a conflict.
+    pub fn changing(kind: &str, id: u64) -> Self {
+        Self::new("conflict", format!("{kind} {id} is being changed by another action, try again"))
+    }
+
     pub fn protected(kind: &str) -> Self {
         Self::new("protected", format!("{kind} deletion is protected"))
     }

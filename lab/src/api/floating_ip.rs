@@ -16,6 +16,7 @@ use super::input::{Input, path_id};
 use super::listing::{Listing, created, no_content, one};
 use super::primary_ip::Family;
 use super::rdns::{Change, Reverse};
+use super::server::Status;
 use super::tag::{Tag, TagUpdate, check_unique};
 
 /// A public address, or an IPv6 network of 64 bits, routed to a server or nowhere. The server configures it by itself.
@@ -50,9 +51,13 @@ impl State {
     }
 
     fn floating_target(&self, server: u64) -> ApiResult<&'static Location> {
-        let found = self.idle_server(server).map_err(|e| {
+        let found = self.server(server).map_err(|e| {
             if e.code == "not_found" { ApiError::field("server", format!("server {server} not found")) } else { e }
         })?;
+        // Other actions on the server are no hindrance: an address is routed outside of it.
+        if matches!(found.status, Status::Initializing | Status::Deleting) {
+            return Err(ApiError::locked("server", server));
+        }
         Ok(found.location)
     }
 }
@@ -129,6 +134,8 @@ fn route(cloud: &Arc<Cloud>, state: &mut State, id: u64, server: Option<u64>) ->
     let action = state.begin(command, &resources);
     let backend = Arc::clone(&cloud.backend);
     cloud.run(action, async move { backend.route_floating_ip(ip, server).await }, move |state, ok| {
+        // The server may have been deleted meanwhile.
+        let server = server.filter(|server| state.servers.contains_key(server));
         if let (true, Some(address)) = (ok, state.floating_ips.get_mut(&id)) {
             address.server = server;
         }

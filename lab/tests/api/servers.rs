@@ -206,7 +206,7 @@ async fn a_lost_client_does_not_stop_the_work() {
     lab.until(|| lab.served.backend.running() == 1).await;
     call.abort();
     let id = lab.get("/networks").await.ok()["networks"][0]["id"].clone();
-    assert_eq!(lab.delete(&format!("/networks/{id}")).await.refused(), (423, "locked"));
+    assert_eq!(lab.delete(&format!("/networks/{id}")).await.refused(), (409, "conflict"));
     lab.served.backend.release();
     lab.until(|| lab.served.backend.running() == 0).await;
     assert_eq!(lab.delete(&format!("/networks/{id}")).await.status, 204);
