@@ -223,3 +223,23 @@ async fn what_has_no_way_back_is_named_and_nothing_is_touched() {
     let back = way_back(&world, &plan, &journal).await.expect("a plan");
     assert!(back.steps.is_empty() && back.findings.iter().any(|f| f.starts_with("stays: create network")), "{back:?}");
 }
+
+/// The reason to leave may be that nothing there answers any more.
+#[tokio::test]
+async fn a_location_that_does_not_answer_is_left_all_the_same() {
+    let wanted = Wanted::Runbook(RunbookChoice { location: Some("nbg1".into()), ..runbook("location-evacuate", &[]) });
+    let world = before(&wanted).await;
+    let there = world.cloud.servers("").await.expect("listed").into_iter().filter(|s| s.location == "nbg1");
+    let gone: Vec<_> = there.collect();
+    assert!(!gone.is_empty(), "the demo has a server there");
+    for server in &gone {
+        world.cloud.power_off(server.id).await.expect("off");
+    }
+    let plan = draw(&world, &wanted).await;
+    let drained = plan.steps.iter().any(|s| s.kind == "node.drain");
+    assert!(!drained, "who does not answer can't be drained");
+    process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
+    let servers = world.cloud.servers("").await.expect("listed");
+    assert!(servers.len() == 4 && servers.iter().all(|s| s.location != "nbg1"), "{servers:?}");
+    assert!(draw(&world, &Wanted::Build).await.steps.is_empty(), "a build has nothing to do");
+}
