@@ -18,7 +18,7 @@ use crate::journal::{Body, Event, FileJournal, JournalError, Mirror, MirroredJou
 use crate::plan::{DestroyChoice, Plan, PlanError, Purpose, RebuildChoice, RunbookChoice, RunbookRun};
 use crate::ports::ErrorCode;
 use crate::runs::{RunDir, Runs};
-use crate::steps::Registry;
+use crate::steps::{Cleaned, Registry};
 
 /// Plans of one run that may replace one another: one per location that fails, and one to spare.
 const PLANS_MAX: usize = 8;
@@ -272,6 +272,9 @@ pub(super) async fn execute(
     let (registry, gate) = (Arc::new(Registry::standard()), held.gate(context, mirror.clone()));
     let engine = Engine { registry, world: world_of(plan, &connected.world)?, progress, gate };
     let result = engine.execute(plan, &mut run).await;
+    for finding in left_to_a_person(plan, dir) {
+        note(context, &format!("note: {finding}"));
+    }
     if let Some(mirror) = mirror
         && let Some(missing) = mirror.finish(MIRRORED_WITHIN).await
     {
@@ -285,6 +288,14 @@ pub(super) async fn execute(
         );
     }
     result
+}
+
+/// What the steps that cleaned up a restored cluster have found.
+fn left_to_a_person(plan: &Plan, dir: &RunDir) -> Vec<String> {
+    let cleaning = plan.steps.iter().filter(|s| matches!(s.kind.as_str(), "cluster.clean" | "cluster.settle"));
+    let Ok((_, state)) = dir.replay(plan) else { return Vec::new() };
+    let outputs = cleaning.filter_map(|step| serde_json::from_value::<Cleaned>(state.output(&step.id)?.clone()).ok());
+    outputs.flat_map(|cleaned| cleaned.findings).collect()
 }
 
 fn mirror(connected: &Connected, plan: &Plan, dir: &RunDir, events: &[Event]) -> Result<Mirror, RunError> {

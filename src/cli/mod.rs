@@ -55,6 +55,7 @@ mod status;
 mod terraform;
 mod validate;
 mod vpn;
+mod webhooks;
 mod workers;
 
 use std::process::ExitCode;
@@ -106,6 +107,7 @@ enum Command {
     Certificates(certificates::Args),
     Terraform(terraform::Args),
     Workers(workers::Args),
+    Webhooks(webhooks::Args),
     Vpn(vpn::Args),
     Scan(scan::Args),
     #[command(hide = true)]
@@ -195,6 +197,7 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Certificates(args) => certificates::run(args, context),
         Command::Terraform(args) => terraform::run(args, context),
         Command::Workers(args) => workers::run(args, context),
+        Command::Webhooks(args) => webhooks::run(&args, context),
         Command::Vpn(args) => vpn::run(args, context),
         Command::Scan(args) => scan::run(&args, context),
         Command::ScanPorts(args) => scan::ports(&args, context),

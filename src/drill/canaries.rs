@@ -241,7 +241,11 @@ pub async fn remove(world: &World, names: &BTreeSet<String>) -> PortResult<()> {
     Ok(())
 }
 
-async fn any_api(world: &World) -> PortResult<Arc<dyn Kube>> {
+/// The first master's API that is ready.
+///
+/// # Errors
+/// None is; the last one's reason.
+pub async fn any_api(world: &World) -> PortResult<Arc<dyn Kube>> {
     let mut last = PortError::new(ErrorCode::NotFound, "the cluster has no master");
     for master in &world.cluster.masters {
         let ask = async {

@@ -3,5 +3,5 @@
 mod canaries;
 mod evidence;
 
-pub use canaries::{Attempt, Canaries, read as read_canaries, remove as remove_canaries, survivors};
+pub use canaries::{Attempt, Canaries, any_api, read as read_canaries, remove as remove_canaries, survivors};
 pub use evidence::*;

@@ -5,6 +5,6 @@
 mod client;
 mod error;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use client::KubeClient;

@@ -9,7 +9,8 @@ use super::*;
 use crate::etcd::testing::{Pki, Process, Server, free_port, pinned};
 use crate::ports::{ClientTls, Collection, ErrorCode, Kube};
 
-struct Api {
+/// etcd and an API server of a test's own.
+pub(crate) struct Api {
     url: String,
     etcd: Server,
     _process: Process,
@@ -17,7 +18,7 @@ struct Api {
 }
 
 impl Api {
-    async fn start() -> (Self, KubeClient) {
+    pub(crate) async fn start() -> (Self, KubeClient) {
         let etcd = Server::start().await;
         let pki = &etcd.pki;
         let dir = tempfile::Builder::new().prefix("hk-dr-api-").tempdir().unwrap();

@@ -6,9 +6,9 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::params::{
-    ApiStart, ArtifactMirror, BinariesInstall, ControllersStart, EtcdAgree, EtcdMount, EtcdStart, EtcdStartStep,
-    MachineReady, MasterConfigure, NetworkCreate, NodeReady, Params, PlacementGroupCreate, ServerCreate, SshKeyCreate,
-    VolumeProvide, WorkerConfigure, WorkerStart,
+    ApiStart, ArtifactMirror, BinariesInstall, ClusterClean, ClusterSettle, ControllersStart, EtcdAgree, EtcdMount,
+    EtcdStart, EtcdStartStep, MachineReady, MasterConfigure, NetworkCreate, NodeReady, Params, PlacementGroupCreate,
+    ServerCreate, SshKeyCreate, VolumeProvide, WorkerConfigure, WorkerStart,
 };
 use super::perimeter;
 use super::placement::place;
@@ -16,7 +16,7 @@ use super::{Inventory, PLAN_FORMAT, Plan, PlanError, Purpose, Step};
 use crate::config::{Cluster, MasterConfig, VpnConfig, WorkerConfig};
 use crate::distribution::server_name;
 use crate::distribution::upstream::{Role, needed};
-use crate::ports::{Binary, Labels};
+use crate::ports::{Binary, Labels, Server};
 
 /// Label with the run that founded or last rebuilt the cluster: tells its resources from those of a life before.
 pub const LINEAGE_LABEL: &str = "hk-dr/lineage";
@@ -323,6 +323,39 @@ impl<'a> Draft<'a> {
             let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
             self.add(format!("controllers/{full}"), &params, &needs, title, reason, 60);
         }
+    }
+
+    /// What is done between the first API server's start and the controllers' over a restored state.
+    pub fn clean(&mut self, master: &str, returning_nodes: Vec<String>, living: &[&Server]) {
+        let cluster = self.basis.cluster;
+        let place = |worker: &WorkerConfig| {
+            let there = living.iter().find(|s| s.name == self.full(&worker.name)).map(|s| s.location.clone());
+            there.or_else(|| self.locations.get(&worker.name).cloned())
+        };
+        let locations: BTreeSet<String> = cluster.workers.iter().filter_map(place).collect();
+        let params = ClusterClean {
+            master_server: master.to_owned(),
+            returning_nodes,
+            living_nodes: living.iter().map(|server| server.name.clone()).collect(),
+            server_ids: living.iter().map(|server| (server.name.clone(), server.id)).collect(),
+            locations: locations.into_iter().collect(),
+        };
+        let title = "let webhooks that fail closed pass, then clear away what the snapshot has of servers that are gone: \
+                     Nodes, their pods, attachments, leases, endpoints and node passwords";
+        let reason = "webhooks would refuse the recovery, and controllers would act on what is gone";
+        self.add("clean", &params, &[&format!("api/{master}")], title, reason, 300);
+    }
+
+    /// The last step behind `clean`, when everything else is done.
+    pub fn settle(&mut self, master: &str) {
+        if !self.has("clean") {
+            return;
+        }
+        let needs = self.ids();
+        let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
+        let params = ClusterSettle { master_server: master.to_owned() };
+        let title = "let webhooks fail closed again as their backends answer, and say what is left";
+        self.add("settle", &params, &needs, title, "what was relaxed for the recovery must not stay so", 180);
     }
 
     /// Everything on one worker until its Node is ready. `master` is the server whose API server is asked.

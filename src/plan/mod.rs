@@ -2,6 +2,7 @@
 //! a clock, a file or the environment; the time is a parameter.
 
 mod abort;
+pub mod aftermath;
 mod build;
 mod copy;
 mod destroy;

@@ -98,14 +98,20 @@ params! {
     "etcd.agree" v 1 => EtcdAgree { servers: BTreeMap<String, String> }
     /// Starts the API server and waits until it is ready.
     "api.start" v 1 => ApiStart { server: String }
-    /// Deletes what names servers that are gone, before any controller acts on it.
-    "cluster.clean" v 2 => ClusterClean {
+    /// Lets webhooks that fail closed pass, and clears away what names servers that are gone, before any controller acts on it.
+    "cluster.clean" v 3 => ClusterClean {
         master_server: String,
         /// Nodes that will come back under the same name: their objects go, their pods stay theirs.
         returning_nodes: Vec<String>,
         /// Nodes whose kubelets run: their objects stay, with what is theirs.
         living_nodes: Vec<String>,
+        /// The cloud's ids of their servers.
+        server_ids: BTreeMap<String, u64>,
+        /// Where workers are, or will be.
+        locations: Vec<String>,
     }
+    /// Puts back what was relaxed for the recovery, as far as it answers, and says what is left to a person.
+    "cluster.settle" v 1 => ClusterSettle { master_server: String }
     /// Starts controller manager and scheduler.
     "controllers.start" v 1 => ControllersStart { server: String }
     /// Writes a worker's configuration, starts its container runtime and loads the images it must have.

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::draft::{Basis, Draft, LINEAGE_LABEL, Who, volume_name};
-use super::params::{ClusterClean, EtcdRestoreStep, EtcdStart, SecretsKeep, ServerFence, VolumeRetire};
+use super::params::{EtcdRestoreStep, EtcdStart, SecretsKeep, ServerFence, VolumeRetire};
 use super::{Plan, PlanError, Purpose};
 use crate::distribution::upstream::{EtcdState, Role};
 use crate::ports::{EtcdRestore, SnapshotInfo};
@@ -99,17 +99,13 @@ pub fn plan_rebuild(basis: &Basis<'_>, choice: &RebuildChoice) -> Result<Plan, P
         });
     }
     let masters: Vec<_> = cluster.masters.iter().collect();
-    let returning_nodes = cluster.workers.iter().map(|w| draft.full(&w.name)).collect();
-    draft.control_plane(&masters, "the cluster is brought back", |draft, first| {
-        let params = ClusterClean { master_server: first.to_owned(), returning_nodes, living_nodes: Vec::new() };
-        let title = "delete Nodes, leases and attachments that name dead servers";
-        let needs = [format!("api/{first}")];
-        draft.add("clean", &params, &[&needs[0]], title, "controllers would act on them", 120);
-    });
+    let returning = cluster.workers.iter().map(|w| draft.full(&w.name)).collect();
+    draft.control_plane(&masters, "the cluster is brought back", |draft, first| draft.clean(first, returning, &[]));
     let asked = cluster.masters.first().map(|m| draft.full(&m.name)).unwrap_or_default();
     for worker in &cluster.workers {
         draft.worker(worker, "the cluster is brought back", &asked);
     }
+    draft.settle(&asked);
     Ok(draft.finish(Purpose::Rebuild))
 }
 

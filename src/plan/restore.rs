@@ -8,14 +8,14 @@ use jiff::SignedDuration;
 use super::draft::{Basis, volume_name};
 use super::drift::RETIRED_LABEL;
 use super::params::{
-    ClusterClean, EtcdAgree, EtcdRestoreStep, EtcdRestoreTaken, EtcdStart, EtcdUnchanged, SnapshotTake, VolumeRetire,
+    EtcdAgree, EtcdRestoreStep, EtcdRestoreTaken, EtcdStart, EtcdUnchanged, SnapshotTake, VolumeRetire,
 };
 use super::rebuild::{bump, choose};
 use super::runbook::{Expansion, HASH_BEFORE, UNCHANGED};
 use super::{NAME_LABEL, PlanError, RunbookChoice};
 use crate::config::{MasterConfig, Runbook, Verb};
 use crate::distribution::upstream::EtcdState;
-use crate::ports::{EtcdRestore, Labels, Volume};
+use crate::ports::{EtcdRestore, Labels, Server, Volume};
 
 /// The step that takes the snapshot of the very last state before masters go elsewhere.
 const LAST_SNAPSHOT: &str = "snapshot-last";
@@ -179,20 +179,10 @@ pub(super) fn restore_in_place(expansion: &mut Expansion<'_>, wanted: Option<&st
     restore_each(expansion, &run, &digest, bump_revision, |server, restore| {
         Filling::Chosen(EtcdRestoreStep { server, snapshot: id.clone(), restore })
     });
-    let living: Vec<String> = cluster
-        .workers
-        .iter()
-        .map(|w| expansion.draft.full(&w.name))
-        .filter(|full| inventory.server(full).is_some())
-        .collect();
+    let living: Vec<&Server> =
+        cluster.workers.iter().filter_map(|w| inventory.server(&expansion.draft.full(&w.name))).collect();
     let reason = format!("the cluster goes back to {}", snapshot.id);
-    expansion.draft.control_plane(&masters, &reason, |draft, first| {
-        let params =
-            ClusterClean { master_server: first.to_owned(), returning_nodes: Vec::new(), living_nodes: living };
-        let title = "delete Nodes, leases and attachments that the snapshot has of servers that are gone";
-        let api = format!("api/{first}");
-        draft.add("clean", &params, &[&api], title, "controllers would act on them", 120);
-    });
+    expansion.draft.control_plane(&masters, &reason, |draft, first| draft.clean(first, Vec::new(), &living));
     expansion.after_serving();
     Ok(())
 }

@@ -44,7 +44,7 @@ pub fn reversal(kind: &str) -> Reversal {
         "volume.delete" => Reversal::Never("its data is then only in the backups"),
         "backups.delete" => Reversal::Never("nothing can bring the cluster back then"),
         "network.delete" | "placement_group.delete" | "ssh_key.delete" => Reversal::By("hk-dr build"),
-        "cluster.clean" => Reversal::Never("what named dead servers is gone"),
+        "cluster.clean" => Reversal::Never("what named dead servers is gone; relaxed webhooks are put back later"),
         _ => Reversal::Nothing,
     }
 }

@@ -119,6 +119,8 @@ fn expand(basis: &Basis<'_>, choice: &RunbookChoice) -> Result<Plan, PlanError> 
     for step in &runbook.steps {
         expansion.verb(step, choice)?;
     }
+    let asked = expansion.masters.first().map(|m| expansion.draft.full(&m.name)).unwrap_or_default();
+    expansion.draft.settle(&asked);
     let mut plan = expansion.draft.finish(Purpose::Runbook);
     plan.runbook = Some(run_of(choice));
     Ok(plan)

@@ -1,79 +1,66 @@
 use async_trait::async_trait;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
+use super::aftermath::{carry_out, look};
 use super::{Observed, StepContext, StepKind};
+use crate::plan::aftermath::{Known, decide};
 use crate::plan::params::ClusterClean;
-use crate::ports::{Collection, Kube, PortResult};
+use crate::ports::{ErrorCode, PortResult, Service};
 
-/// Deletes what the snapshot says of servers that are gone. Runs after the API server is up and before any controller:
-/// a controller that sees a Node without a server, or a leader that will never renew, acts on it or waits for it.
+/// Clears away what the snapshot says of servers that are gone. Runs after the API server is up and before any controller:
+/// one that sees a Node without a server, or a leader that will never renew, acts on it or waits for it.
 pub struct ClusterCleanStep;
+
+/// How often it is decided anew because somebody else changed something meanwhile.
+const ROUNDS: u32 = 5;
+/// Lines that are kept of what was done.
+const LINES_MAX: usize = 200;
+
+/// What was done, and what a person should know.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cleaned {
+    pub edits: u32,
+    /// A line for each change; not more than two hundred.
+    pub done: Vec<String>,
+    pub findings: Vec<String>,
+}
 
 #[async_trait]
 impl StepKind for ClusterCleanStep {
     type Params = ClusterClean;
-    type Output = u32;
+    type Output = Cleaned;
 
-    async fn observe(&self, _: &StepContext<'_>, _: &ClusterClean) -> PortResult<Observed<u32>> {
+    async fn observe(&self, _: &StepContext<'_>, _: &ClusterClean) -> PortResult<Observed<Cleaned>> {
         Ok(Observed::Absent)
     }
 
-    async fn apply(&self, cx: &StepContext<'_>, params: &ClusterClean) -> PortResult<u32> {
+    async fn apply(&self, cx: &StepContext<'_>, params: &ClusterClean) -> PortResult<Cleaned> {
         let kube = cx.world.kube(&cx.server(&params.master_server).await?.host()).await?;
-        let kube = kube.as_ref();
-        let mut deleted = 0;
-        let nodes = collection("v1", "nodes", None);
-        for node in names(&kube.list(&nodes).await?) {
-            if params.living_nodes.contains(&node) {
-                continue;
+        let known = Known {
+            living: params.living_nodes.iter().cloned().collect(),
+            returning: params.returning_nodes.iter().cloned().collect(),
+            server_ids: params.server_ids.clone(),
+            locations: params.locations.iter().cloned().collect(),
+            now: Some(cx.world.clock.now()),
+        };
+        let mut round = 1;
+        let (aftermath, mut done) = loop {
+            let aftermath = decide(&look(kube.as_ref()).await?, &known);
+            match carry_out(kube.as_ref(), &aftermath).await {
+                Ok(done) => break (aftermath, done),
+                Err(error) if error.code == ErrorCode::Conflict && round < ROUNDS => round += 1,
+                Err(error) => return Err(error),
             }
-            deleted += u32::from(kube.delete(&nodes, &node, Some(0)).await?);
-            if !params.returning_nodes.contains(&node) {
-                deleted += delete_pods_of(kube, &node).await?;
-            }
+        };
+        // A kubelet registers when it starts, and never again: one that joined after the snapshot would stay unknown.
+        for node in &aftermath.unregistered {
+            let host = cx.server(node).await?.host();
+            cx.world.machines.stop(&host, &[Service::Worker]).await?;
+            cx.world.machines.start(&host, Service::Worker).await?;
+            done.push(format!("start kubelet on {node} anew: the restored state does not know it"));
         }
-        let attachments = collection("storage.k8s.io/v1", "volumeattachments", None);
-        for attachment in kube.list(&attachments).await? {
-            let (name, node) = (&attachment["metadata"]["name"], attachment["spec"]["nodeName"].as_str());
-            let Some(name) = name.as_str() else { continue };
-            if node.is_some_and(|node| params.living_nodes.iter().any(|living| living == node)) {
-                continue;
-            }
-            // The attacher that would take its finalizer off is not running yet, and the server it speaks of is gone.
-            kube.patch(&attachments, name, &json!({"metadata": {"finalizers": null}})).await?;
-            deleted += u32::from(kube.delete(&attachments, name, None).await?);
-        }
-        // Leases of nodes, and of controllers whose leaders died: a new leader would wait for their end.
-        for namespace in ["kube-node-lease", "kube-system"] {
-            let leases = collection("coordination.k8s.io/v1", "leases", Some(namespace));
-            for name in names(&kube.list(&leases).await?) {
-                // An API server's own lease is live: the one that answers here holds one.
-                let living = namespace == "kube-node-lease" && params.living_nodes.contains(&name);
-                if !name.starts_with("apiserver-") && !living {
-                    deleted += u32::from(kube.delete(&leases, &name, None).await?);
-                }
-            }
-        }
-        Ok(deleted)
+        let edits = u32::try_from(done.len()).unwrap_or(u32::MAX);
+        done.truncate(LINES_MAX);
+        Ok(Cleaned { edits, done, findings: aftermath.findings })
     }
-}
-
-async fn delete_pods_of(kube: &dyn Kube, node: &str) -> PortResult<u32> {
-    let mut deleted = 0;
-    for pod in kube.list(&collection("v1", "pods", None)).await? {
-        if pod["spec"]["nodeName"].as_str() == Some(node) {
-            let namespace = pod["metadata"]["namespace"].as_str();
-            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-            deleted += u32::from(kube.delete(&collection("v1", "pods", namespace), name, Some(0)).await?);
-        }
-    }
-    Ok(deleted)
-}
-
-fn collection(api_version: &str, plural: &str, namespace: Option<&str>) -> Collection {
-    Collection { api_version: api_version.into(), plural: plural.into(), namespace: namespace.map(Into::into) }
-}
-
-fn names(objects: &[Value]) -> Vec<String> {
-    objects.iter().filter_map(|o| o["metadata"]["name"].as_str().map(str::to_owned)).collect()
 }

@@ -11,11 +11,13 @@ use serde_json::Value;
 use crate::plan::params::Params;
 use crate::ports::{ErrorCode, PortError, PortResult};
 
+mod aftermath;
 mod api_start;
 mod api_write;
 mod artifact_mirror;
 mod binaries_install;
 mod cluster_clean;
+mod cluster_settle;
 mod control_plane_stop;
 mod controllers_start;
 mod copy;
@@ -55,7 +57,9 @@ mod worker_configure;
 mod worker_start;
 mod world;
 
+pub use aftermath::{Webhooks, put_webhooks_back, relaxed_webhooks};
 pub use artifact_mirror::object_key;
+pub use cluster_clean::Cleaned;
 pub use copy::Discarded;
 pub use etcd_agree::Agreement;
 pub use manual_wait::{Approval, approval, approve};
@@ -169,6 +173,7 @@ impl Registry {
         registry.add(etcd_agree::EtcdAgreeStep);
         registry.add(api_start::ApiStartStep);
         registry.add(cluster_clean::ClusterCleanStep);
+        registry.add(cluster_settle::ClusterSettleStep);
         registry.add(controllers_start::ControllersStartStep);
         registry.add(worker_configure::WorkerConfigureStep);
         registry.add(worker_start::WorkerStartStep);
