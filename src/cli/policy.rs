@@ -8,7 +8,7 @@ use clap::Subcommand;
 
 use super::snapshot::print_json;
 use super::{CliError, Context, ExitKind};
-use crate::config::SHIPPED_POLICIES;
+use crate::config::{Cluster, Policy, RetentionConfig, SHIPPED_POLICIES};
 
 use find::all;
 pub(super) use find::load_all;
@@ -50,6 +50,26 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
         }
         Command::Approve(args) => approve::run(&args, context),
         Command::Next(args) => next::run(&args, context),
+    }
+}
+
+/// Which snapshots of a cluster stay: as a policy that holds for it says, otherwise as `cluster.yaml` does.
+///
+/// # Errors
+/// Two policies say so: nobody could tell which one a person meant.
+pub(super) fn retention<'p>(
+    policies: impl Iterator<Item = &'p Policy>,
+    cluster: &Cluster,
+) -> Result<RetentionConfig, CliError> {
+    let mut saying = policies.filter(|p| p.holds_for(&cluster.name)).filter_map(|p| Some((p, p.retention.as_ref()?)));
+    match (saying.next(), saying.next()) {
+        (None, _) => Ok(cluster.backup.retention.clone()),
+        (Some((_, retention)), None) => Ok(retention.clone()),
+        (Some((one, _)), Some((other, _))) => {
+            let message =
+                format!("policies {} and {} both say which snapshots of {} stay", one.name, other.name, cluster.name);
+            Err(CliError::new(ExitKind::Usage, message).hint("nothing was touched; leave `retention` in one of them"))
+        }
     }
 }
 

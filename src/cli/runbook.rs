@@ -11,6 +11,7 @@ use super::{CliError, Context, ExitKind, keys};
 use crate::backup::log::Point;
 use crate::config::{Acts, Verb};
 use crate::drawing::{Course, Wanted};
+use crate::plan::schedule::Turn;
 use crate::plan::{Plan, RunbookChoice};
 
 pub(super) use conclude::{Measured, earlier_runs, who};
@@ -101,11 +102,30 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
 }
 
-/// What a policy's schedule orders: `servers` count only for runbooks that act on chosen masters.
-pub(super) fn scheduled(name: &str, servers: &[String], context: &Context) -> Result<Wanted, CliError> {
+/// What a policy's schedule orders. What its turn has come to counts only for runbooks that take it: servers for those that
+/// act on chosen masters, a location for those that go elsewhere, a snapshot for those that restore one.
+pub(super) fn scheduled(turn: &Turn, snapshot: Option<String>, context: &Context) -> Result<Wanted, CliError> {
+    let runbook = find::load(turn.runbook.as_deref().unwrap_or_default(), context)?;
+    let has = |verb: Verb| runbook.steps.iter().any(|step| step.verb == verb);
+    let servers = if runbook.masters == Acts::Chosen { turn.server.iter().cloned().collect() } else { Vec::new() };
+    let location = turn.location.clone().filter(|_| has(Verb::MastersMove));
+    let snapshot = snapshot.filter(|_| has(Verb::MastersRestore));
+    Ok(Wanted::Runbook(RunbookChoice { snapshot, location, ..RunbookChoice::new(runbook, servers) }))
+}
+
+/// Whether a runbook exists and may be run by a schedule as it is.
+///
+/// # Errors
+/// There is no such runbook, or it takes the cluster back in time and nobody would be asked.
+pub(super) fn may_be_scheduled(name: &str, asked: bool, context: &Context) -> Result<(), CliError> {
     let runbook = find::load(name, context)?;
-    let servers = if runbook.masters == Acts::Chosen { servers.to_vec() } else { Vec::new() };
-    Ok(Wanted::Runbook(RunbookChoice::new(runbook, servers)))
+    if !asked && runbook.steps.iter().any(|step| step.verb == Verb::MastersRestore) {
+        let message = format!("runbook {name} takes the living cluster back to an earlier state, and nobody is asked");
+        return Err(CliError::new(ExitKind::Usage, message).hint(
+            "nothing was begun; write `approval: required` to its schedule, or take a runbook that restores elsewhere",
+        ));
+    }
+    Ok(())
 }
 
 fn wanted(choice: &Choice, dry_run: bool, context: &Context) -> Result<Wanted, CliError> {

@@ -1,9 +1,9 @@
 //! The service: policies are run, and how it stands is shown.
 
+mod entrance;
 mod work;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::connect::connect;
 use super::{CliError, Context, ExitKind};
-use crate::config::Policy;
+use crate::config::{Approval, Policy};
 use crate::ports::{Clock, SystemClock};
-use crate::serve::{Door, Notifier, Options, Pace, Secrets, Service, Tended, router};
+use crate::serve::{Door, Notifier, Options, Pace, Peer, Secrets, Service, Tended, TlsListener, router};
+
+use entrance::{Entrance, Listen, Listening, TlsArgs};
 
 /// The secret that holds the bearer token, if there is one.
 const TOKEN_SECRET: &str = "serve-token";
@@ -34,9 +36,12 @@ pub struct Args {
     /// Git directory of a further cluster to look after. Repeatable.
     #[arg(long, value_name = "DIR")]
     also: Vec<PathBuf>,
-    /// Where status page, metrics and probes listen. Addresses that other machines reach need a token, for reading too.
+    /// Where status page, metrics and probes listen; `vpn:PORT` is this machine's address in the cluster's VPN. Addresses
+    /// that other machines reach need a token or a certificate, for reading too.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8440")]
-    listen: SocketAddr,
+    listen: Listen,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Runs at the same time, over all clusters.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     at_once: u16,
@@ -64,11 +69,13 @@ pub fn run(args: &Args, context: &Context) -> Result<(), CliError> {
             return Err(CliError::new(ExitKind::Usage, message).hint("nothing was begun; name each cluster once"));
         }
     }
-    let token = secret(TOKEN_SECRET);
-    let public = !args.listen.ip().is_loopback();
-    if public && token.is_none() {
-        return Err(CliError::new(ExitKind::Usage, format!("{} can be reached from other machines", args.listen))
-            .hint(format!("nothing was begun; give the secret `{TOKEN_SECRET}`, or listen on 127.0.0.1")));
+    let (token, tls) = (secret(TOKEN_SECRET), args.tls.load()?);
+    let listen = args.listen.address(context)?;
+    let public = !listen.ip().is_loopback();
+    if public && token.is_none() && tls.as_ref().is_none_or(|tls| tls.clients.is_none()) {
+        return Err(CliError::new(ExitKind::Usage, format!("{listen} can be reached from other machines")).hint(
+            format!("nothing was begun; give the secret `{TOKEN_SECRET}` or --tls-clients, or listen on 127.0.0.1"),
+        ));
     }
     let pace = Duration::from_secs(args.lease);
     let options = Options {
@@ -78,16 +85,17 @@ pub fn run(args: &Args, context: &Context) -> Result<(), CliError> {
         pace: Pace { lease: pace, read: (pace / 3).min(Pace::default().read), ..Pace::default() },
         holder: holder(),
     };
-    context.block_on(serve(options, clusters.into_values().collect(), secrets, Door::new(token, public), args.listen))
+    let entrance = Entrance { listen, tls, door: Door::new(token, public) };
+    context.block_on(serve(options, clusters.into_values().collect(), secrets, entrance))
 }
 
 async fn serve(
     options: Options,
     clusters: Vec<Arc<Tended>>,
     secrets: Secrets,
-    door: Door,
-    listen: SocketAddr,
+    entrance: Entrance,
 ) -> Result<(), CliError> {
+    let Entrance { listen, tls, door } = entrance;
     let failed = |what: &str, e: std::io::Error| {
         CliError::new(ExitKind::Failed, format!("{what}: {e}")).hint("nothing was begun")
     };
@@ -96,14 +104,25 @@ async fn serve(
     let mut terminated = signal(SignalKind::terminate()).map_err(|e| failed("listen for signals", e))?;
     let address = listener.local_addr().map_err(|e| failed("listen", e))?;
     let schedules: usize = clusters.iter().flat_map(|c| &c.policies).map(|p| p.schedules.len()).sum();
-    tell(&format!("serving {} clusters with {schedules} schedules; http://{address}/", clusters.len()));
+    let entrance = match &tls {
+        None => Listening::Plain(listener),
+        Some(tls) => Listening::Tls(TlsListener::new(listener, tls).map_err(|why| {
+            CliError::new(ExitKind::Usage, why)
+                .hint("nothing was begun; --tls-cert, --tls-key and --tls-clients name PEM files")
+        })?),
+    };
+    let scheme = if matches!(entrance, Listening::Tls(_)) { "https" } else { "http" };
+    tell(&format!("serving {} clusters with {schedules} schedules; {scheme}://{address}/", clusters.len()));
     let notifier = Notifier::start(secrets, NOTIFY_PAUSE, tell);
     let service = Service::new(options, clusters, notifier, SystemClock.now());
     let stop = CancellationToken::new();
-    let pages = router(Arc::clone(&service), Arc::new(door));
-    let until = stop.clone();
+    let pages = router(Arc::clone(&service), Arc::new(door)).into_make_service_with_connect_info::<Peer>();
+    let until = stop.clone().cancelled_owned();
     let mut serving = tokio::spawn(async move {
-        axum::serve(listener, pages).with_graceful_shutdown(async move { until.cancelled().await }).await
+        match entrance {
+            Listening::Plain(listener) => axum::serve(listener, pages).with_graceful_shutdown(until).await,
+            Listening::Tls(listener) => axum::serve(listener, pages).with_graceful_shutdown(until).await,
+        }
     });
     // Without systemd these do nothing.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -151,7 +170,17 @@ fn tended(context: &Context, secrets: &mut Secrets) -> Result<Arc<Tended>, CliEr
         secrets.insert(wanted.to_owned(), value);
     }
     let (store, clock) = (Arc::clone(&connected.store), Arc::clone(&connected.world.clock));
-    let work = work::Commands::new(context, connected);
+    let retention = super::policy::retention(policies.iter().map(AsRef::as_ref), &connected.declared.cluster)?;
+    for (policy, schedule) in policies.iter().flat_map(|p| p.schedules.iter().map(move |s| (p, s))) {
+        for runbook in &schedule.runbooks {
+            let asked = schedule.approval == Approval::Required;
+            super::runbook::may_be_scheduled(runbook, asked, context).map_err(|mut error| {
+                error.message = format!("policy {}, schedule {}: {}", policy.name, schedule.name, error.message);
+                error
+            })?;
+        }
+    }
+    let work = work::Commands::new(context, connected, retention);
     Ok(Arc::new(Tended::new(name, policies, store, Arc::new(work), clock, Arc::new(tell))))
 }
 

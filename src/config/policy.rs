@@ -3,6 +3,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::cluster::RetentionConfig;
+
 /// `policies/NAME.yaml`: what the service does by itself, when, and against which targets. Choices that depend on the
 /// clock or on what exists (which recovery point, which master) are declared here and made by the planner.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -26,6 +28,9 @@ pub struct Policy {
     /// Ship every change continuously; without it only snapshots are taken.
     #[serde(default)]
     pub log: Option<LogPolicy>,
+    /// Which snapshots stay; without it what `cluster.yaml` says. `snapshot.prune` and `hk-dr snapshot prune` go by it.
+    #[serde(default)]
+    pub retention: Option<RetentionConfig>,
     /// What is done when.
     #[serde(default)]
     pub schedules: Vec<Schedule>,
@@ -101,7 +106,7 @@ pub struct Schedule {
     /// snapshot.take: read it back afterwards.
     #[serde(default)]
     pub verify: bool,
-    /// snapshot.verify: which snapshot.
+    /// snapshot.verify: which snapshot is read back; runbook.run: which one is restored, by runbooks that restore one.
     #[serde(default)]
     pub point: RecoveryPointChoice,
     /// runbook.run: names of runbooks, each in turn.
@@ -110,6 +115,9 @@ pub struct Schedule {
     /// runbook.run: masters to act on, each in turn; for runbooks that act on chosen masters.
     #[serde(default)]
     pub servers: Vec<String>,
+    /// runbook.run: locations to go to, each in turn; for runbooks that go elsewhere.
+    #[serde(default)]
+    pub locations: Vec<String>,
     /// Whether a person must agree to each run first.
     #[serde(default)]
     pub approval: Approval,
@@ -124,6 +132,9 @@ pub enum Action {
     /// Read a snapshot back.
     #[serde(rename = "snapshot.verify")]
     SnapshotVerify,
+    /// Remove snapshots and log that retention does not keep.
+    #[serde(rename = "snapshot.prune")]
+    SnapshotPrune,
     /// Make a snapshot of the log's end, without touching the cluster.
     #[serde(rename = "log.compact")]
     LogCompact,
@@ -138,6 +149,7 @@ impl Action {
         match self {
             Self::SnapshotTake => "snapshot.take",
             Self::SnapshotVerify => "snapshot.verify",
+            Self::SnapshotPrune => "snapshot.prune",
             Self::LogCompact => "log.compact",
             Self::RunbookRun => "runbook.run",
         }
@@ -153,11 +165,11 @@ pub enum Missed {
     Once,
     /// Each is made up for, one after the other.
     Each,
-    /// They are skipped; the next one in time runs.
+    /// They are skipped, but for the last one if it is not late.
     Skip,
 }
 
-/// Which snapshot is read back.
+/// Which snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum RecoveryPointChoice {

@@ -105,15 +105,17 @@ impl Rules<'_> {
         self.range(&at("jitterSeconds"), schedule.jitter_seconds, 0, JITTER_SECONDS_MAX);
         self.range(&at("lateMinutes"), schedule.late_minutes, 1, 7 * 1440);
         let given = [
-            ("verify", schedule.verify, Action::SnapshotTake),
-            ("point", schedule.point != Default::default(), Action::SnapshotVerify),
-            ("runbooks", !schedule.runbooks.is_empty(), Action::RunbookRun),
-            ("servers", !schedule.servers.is_empty(), Action::RunbookRun),
+            ("verify", schedule.verify, &[Action::SnapshotTake][..]),
+            ("point", schedule.point != Default::default(), &[Action::SnapshotVerify, Action::RunbookRun]),
+            ("runbooks", !schedule.runbooks.is_empty(), &[Action::RunbookRun]),
+            ("servers", !schedule.servers.is_empty(), &[Action::RunbookRun]),
+            ("locations", !schedule.locations.is_empty(), &[Action::RunbookRun]),
         ];
-        for (field, given, action) in given {
-            if given && schedule.action != action {
+        for (field, given, actions) in given {
+            if given && !actions.contains(&schedule.action) {
                 let message = format!("`{}` takes no `{field}`", schedule.action.name());
-                self.wrong(&at(field), message, format!("it belongs to `{}`", action.name()));
+                let names: Vec<String> = actions.iter().map(|action| format!("`{}`", action.name())).collect();
+                self.wrong(&at(field), message, format!("it belongs to {}", names.join(" and ")));
             }
         }
         if schedule.action == Action::RunbookRun && schedule.runbooks.is_empty() {
@@ -218,6 +220,15 @@ mod tests {
         assert!(found.contains("takes no `runbooks`") && found.contains("belongs to `runbook.run`"), "{found}");
         let found = scheduled("    action: snapshots.take\n    cron: 0 2 * * *\n");
         assert!(found.contains("did you mean `snapshot.take`?"), "{found}");
+        let found =
+            scheduled("    action: snapshot.prune\n    cron: 0 2 * * *\n    locations: [x]\n    point: random\n");
+        assert!(
+            found.contains("takes no `locations`") && found.contains("`snapshot.verify` and `runbook.run`"),
+            "{found}"
+        );
+        let found =
+            with("retention: {allHour: 3}\nschedules:\n  - {name: a, action: snapshot.prune, cron: 0 2 * * *}\n");
+        assert!(found.contains("did you mean `allHours`?"), "{found}");
         let found = scheduled("    action: runbook.run\n    cron: 0 2 * * *\n");
         assert!(found.contains("names no runbook"), "{found}");
         assert!(with("").contains("does nothing"));

@@ -47,6 +47,8 @@ pub(super) fn port_error(error: &Error) -> PortError {
             from_status(UNAVAILABLE, message)
         }
         Error::IoError(inner) => from_status(UNAVAILABLE, inner.to_string()),
+        // The stream's own task has ended with the connection: the client gives no other reason for these.
+        Error::WatchError(inner) | Error::LeaseKeepAliveError(inner) => from_status(UNAVAILABLE, inner.clone()),
         other => PortError::new(ErrorCode::Invalid, other.to_string()),
     }
 }

@@ -1,9 +1,12 @@
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use crate::drill::{Evidence, Verdict};
+
+/// Shortest time between the first and the last measurement of a trend.
+const TREND_AFTER: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// Drills that a schedule planned in the period.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -56,7 +59,7 @@ pub struct RunbookTrend {
     pub runs: usize,
     /// Oldest first, with the time each ended.
     pub seconds: Vec<(Timestamp, f64)>,
-    /// Seconds a month by least squares; none with less than three measurements.
+    /// Seconds a month by least squares; none with less than three measurements, or within a week.
     pub change_per_month: Option<f64>,
     pub target_seconds: Option<u32>,
 }
@@ -118,9 +121,10 @@ pub fn period(
     }
 }
 
-/// Seconds a month of thirty days, by least squares.
+/// Seconds a month of thirty days, by least squares. A few days say nothing about a month.
 fn slope(points: &[(Timestamp, f64)]) -> Option<f64> {
-    if points.len() < 3 {
+    let (first, last) = (points.first()?, points.last()?);
+    if points.len() < 3 || last.0.duration_since(first.0) < TREND_AFTER {
         return None;
     }
     let month = |at: Timestamp| at.duration_since(points[0].0).as_secs_f64() / (30.0 * 86_400.0);
@@ -164,6 +168,8 @@ mod tests {
         assert_eq!((found.planned_total, found.done, found.passed, found.failed), (5, 3, 2, 1));
         let change = found.trends["volume-reattach"].change_per_month.unwrap();
         assert!((change - 2.0).abs() < 0.01, "{change}");
+        let hours = |h: i64, seconds: f64| (span.0 + jiff::SignedDuration::from_hours(h), seconds);
+        assert_eq!(slope(&[hours(0, 8.0), hours(1, 10.0), hours(2, 7.0)]), None, "an afternoon is no trend");
         assert_eq!((found.unproven, found.proven), (vec!["new".to_owned()], vec!["old".to_owned()]));
         assert_eq!(found.drills[0].run, "d");
     }

@@ -8,6 +8,7 @@
 //! - `tend`: the loop of one cluster.
 //! - `view`: what is known of the clusters, looked at now and then.
 //! - `metrics`, `page`, `http`: the same, for Prometheus, people and probes.
+//! - `tls`: certificates, ours and of those who ask.
 //! - `notify`: who hears of what.
 //! - `service`: all of it together; begin, watchdog, stop.
 
@@ -20,6 +21,7 @@ mod service;
 mod tend;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod view;
 mod work;
 
@@ -32,5 +34,6 @@ pub use service::{Options, Service, Tended};
 pub use tend::{Pace, tend};
 #[cfg(test)]
 pub(crate) use tests::support::sample;
+pub use tls::{Peer, Tls, TlsListener};
 pub use view::{ClusterView, Gauges, RunView, ScheduleView, View, observe};
 pub use work::{Order, Report, Work};

@@ -23,8 +23,9 @@ footer{margin-top:2rem;opacity:.7}form{display:inline}
 
 // Without it the page is the same and is fetched anew each half minute.
 const SCRIPT: &str = "
-setInterval(async()=>{try{const r=await fetch('/live');if(r.ok){document.getElementById('live').innerHTML=await r.text();
-document.body.dataset.live='yes'}}catch(e){document.getElementById('away').hidden=false}},2000);
+setInterval(async()=>{const away=document.getElementById('away');try{const r=await fetch('/live');
+if(r.status==401){location.reload();return}if(!r.ok)throw r.status;document.getElementById('live').innerHTML=await r.text();
+document.body.dataset.live='yes';away.hidden=true}catch(e){away.hidden=false}},2000);
 ";
 
 /// Who looks.
@@ -105,6 +106,9 @@ fn one(cluster: &ClusterView, now: Timestamp, seen: Seen) -> Markup {
                 (tile("Newest proven", cluster.proven_age(now), hours(targets.proven_age_hours), "old"))
                 (tile("Last drill passed", cluster.drill_age(now), targets.drill_age_days.map(|d| f64::from(d) * 86_400.0), "ago"))
             }
+            @if let Some(problem) = cluster.log.as_ref().and_then(|log| log.problem.as_ref()) {
+                p .bad { "The log is not shipped: " (problem) }
+            }
             @for run in &cluster.running {
                 h3 { "Running: " (run.what) " (" (run.id) ")" }
                 ol { @for (title, state) in &run.steps {
@@ -128,14 +132,14 @@ fn one(cluster: &ClusterView, now: Timestamp, seen: Seen) -> Markup {
             @if let Some(log) = &cluster.log {
                 p { "Log: everything before " (time(log.covered_at)) " is in the bucket"
                     @if log.open_gaps > 0 { span .bad { "; " (log.open_gaps) " gaps that no snapshot closes" } }
-                    @if let Some(problem) = &log.problem { span .bad { "; " (problem) } } "." }
+                    "." }
             }
             h3 { "Evidence" }
             table {
                 tr { th { "Run" } th { "Runbook" } th { "Ended" } th { "Recovery time" } th { "Lost" } th { "Verdict" } }
                 @for drill in cluster.drills.iter().take(ROWS) {
                     tr {
-                        td { (drill.run) } td { (drill.runbook) }
+                        td { a href={ "/evidence/" (cluster.name) "/" (drill.run) } { (drill.run) } } td { (drill.runbook) }
                         td { @if let Some(at) = ended(drill) { (time(at)) } }
                         td { @if let Some(s) = drill.recovery.seconds { (span(s)) } @else { "not measured" } }
                         td { @if let Some(s) = drill.recovery_point.seconds { (span(s)) } @else { "not measured" } }
@@ -163,9 +167,13 @@ fn tile(name: &str, value: Option<f64>, target: Option<f64>, what: &str) -> Mark
         div .tile {
             (name)
             b .good[met == Some(true)] .bad[met == Some(false) || (value.is_none() && target.is_some())] {
-                @match value { Some(value) => (span(value)), None => "none" }
+                @match value { Some(value) => (span(value)), None => "not known" }
             }
-            small { (what) @match target { Some(target) => { ", at most " (span(target)) }, None => ", no target" } }
+            // Without a value, "would be lost" beside it could be read as the opposite.
+            small {
+                @if value.is_some() { (what) ", " }
+                @match target { Some(target) => { "at most " (span(target)) }, None => "no target" }
+            }
         }
     }
 }

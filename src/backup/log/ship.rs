@@ -266,6 +266,14 @@ impl Shipper<'_> {
     ) -> PortResult<Ended> {
         let etcd = self.request.etcd;
         let mut watching = etcd.watch(member, self.collector.resume_at()).await?;
+        // A restore, or masters that moved, leave another etcd under the same names.
+        let found = format!("{:x}", etcd.status(member).await?.cluster_id);
+        if found != self.cluster_id {
+            let message =
+                format!("etcd member {member} belongs to another etcd cluster now: masters were restored or moved");
+            return Err(PortError::new(ErrorCode::Invalid, message)
+                .hint("what was shipped before is whole; `hk-dr log ship` begins behind a snapshot of the new one"));
+        }
         (self.request.event)(ShipEvent::Watching { member: member.to_owned() });
         self.hand_over(Work::Problem(None)).await?;
         let mut probe_at = Instant::now();

@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::backup::Manifest;
 use crate::backup::log::{CutRule, NewBase, ShipEvent, ShipRequest, ship};
 use crate::cli::connect::{Connected, connect};
-use crate::cli::members::etcd_of;
+use crate::cli::members::FollowedEtcd;
 use crate::cli::snapshot::{print_json, size, take::take_now};
 use crate::cli::{CliError, Context};
 use crate::ports::{ErrorCode, PortError, PortResult};
@@ -49,10 +49,10 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
         _ => eprintln!("{}", tell(&event)),
     };
     let report = context.block_on(async {
-        let etcd = etcd_of(&connected).await?;
+        let etcd = FollowedEtcd::find(&connected).await?;
         let request = ShipRequest {
             cluster,
-            etcd: etcd.as_ref(),
+            etcd: &etcd,
             store: Arc::clone(&connected.store),
             recipients: &connected.declared.recipients,
             clock: Arc::clone(&connected.world.clock),

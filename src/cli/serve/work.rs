@@ -5,13 +5,15 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup::log::{CutRule, NewBase, ShipRequest, ship};
-use crate::backup::{Catalog, CompactRequest, Compression, Entry, Identities, Manifest, compact, verify};
+use crate::backup::{
+    Catalog, CompactRequest, Compression, Entry, Identities, Manifest, compact, plan_pruning, prune, verify,
+};
 use crate::cli::connect::Connected;
 use crate::cli::drive::{Manner, draw_and_execute};
-use crate::cli::members::etcd_of;
+use crate::cli::members::FollowedEtcd;
 use crate::cli::snapshot::take::take_now;
 use crate::cli::{CliError, Context, ExitKind, certificates, resume, runbook};
-use crate::config::{Action, LogPolicy, RecoveryPointChoice};
+use crate::config::{Action, LogPolicy, RecoveryPointChoice, RetentionConfig};
 use crate::drill::{Evidence, Verdict};
 use crate::journal::{RunStatus, StepState, mirrored_runs, read_mirrored};
 use crate::plan::Plan;
@@ -35,13 +37,16 @@ const RESUME_PAUSE: Duration = Duration::from_secs(15);
 pub(super) struct Commands {
     context: Context,
     connected: Connected,
+    /// What stays when snapshots are pruned.
+    retention: RetentionConfig,
     /// When the first one ends, and when that was asked.
     certificates: tokio::sync::Mutex<Option<(Instant, Option<jiff::Timestamp>)>>,
 }
 
 impl Commands {
-    pub fn new(context: &Context, connected: Connected) -> Self {
-        Self { context: Context::new(context.global.clone()), connected, certificates: tokio::sync::Mutex::default() }
+    pub fn new(context: &Context, connected: Connected, retention: RetentionConfig) -> Self {
+        let context = Context::new(context.global.clone());
+        Self { context, connected, retention, certificates: tokio::sync::Mutex::default() }
     }
 
     fn cluster(&self) -> &str {
@@ -77,17 +82,41 @@ impl Commands {
         Ok(verify(self.connected.store.as_ref(), manifest, &identities, &scratch, clock).await?.keys)
     }
 
-    async fn verify(&self, order: &Order) -> PortResult<Report> {
-        let entries = self.newest().await?;
-        let count = u64::try_from(entries.len()).unwrap_or_default();
+    /// The snapshot that the schedule means: the newest, or one drawn by the run's name.
+    async fn chosen(&self, order: &Order) -> PortResult<Entry> {
+        let mut entries = self.newest().await?;
+        if entries.is_empty() {
+            let message = format!("the bucket holds no snapshot of cluster {}", self.cluster());
+            return Err(
+                PortError::new(ErrorCode::NotFound, message).hint("nothing was done; `hk-dr snapshot` takes one")
+            );
+        }
         let drawn = match order.schedule.point {
             RecoveryPointChoice::Latest => 0,
-            RecoveryPointChoice::Random => usize::try_from(draw(&order.key(), count)).unwrap_or_default(),
+            RecoveryPointChoice::Random => draw(&order.key(), u64::try_from(entries.len()).unwrap_or(1)),
         };
-        let entry = entries.get(drawn).ok_or_else(|| {
-            PortError::new(ErrorCode::NotFound, format!("the bucket holds no snapshot of cluster {}", self.cluster()))
-                .hint("nothing was read; `hk-dr snapshot` takes one")
-        })?;
+        Ok(entries.swap_remove(usize::try_from(drawn).unwrap_or_default()))
+    }
+
+    async fn prune(&self) -> PortResult<Report> {
+        let store = self.connected.store.as_ref();
+        let now = self.connected.world.clock.now();
+        let pruning = plan_pruning(store, self.cluster(), &self.retention, now).await?;
+        let gone = pruning.decisions.iter().filter(|decision| !decision.keep).count();
+        let kept = pruning.decisions.len() - gone;
+        let objects = prune(store, &pruning).await?;
+        let mut note = format!(
+            "{gone} snapshots and {} segments of the log removed ({objects} objects), {kept} snapshots kept",
+            pruning.segments
+        );
+        if !pruning.unreadable.is_empty() {
+            note += &format!("; {} manifests cannot be read and are kept", pruning.unreadable.len());
+        }
+        Ok(Report { good: true, run: None, note })
+    }
+
+    async fn verify(&self, order: &Order) -> PortResult<Report> {
+        let entry = self.chosen(order).await?;
         let keys = self.read_back(&entry.manifest).await?;
         Ok(Report {
             good: true,
@@ -129,12 +158,16 @@ impl Commands {
     /// On a thread of its own: the command's function brings its own runtime. The process does not wait for it when it ends.
     async fn rehearse(&self, order: &Order) -> PortResult<Report> {
         let begun = if order.attempt > 1 { self.begun_before(order).await? } else { None };
+        let snapshot = match order.schedule.point {
+            RecoveryPointChoice::Latest => None,
+            RecoveryPointChoice::Random => Some(self.chosen(order).await?.manifest.id),
+        };
         let context = Context::new(self.context.global.clone());
         let (order, cluster) = (order.clone(), self.cluster().to_owned());
         let (tell, told) = tokio::sync::oneshot::channel();
         let begun = std::thread::Builder::new().name("runbook".to_owned()).spawn(move || {
             // Whoever waited may be gone: the run's evidence says it too.
-            let _ = tell.send(rehearse(&context, &cluster, &order, begun));
+            let _ = tell.send(rehearse(&context, &cluster, &order, begun, snapshot));
         });
         begun.map_err(|e| PortError::new(ErrorCode::Local, format!("no thread for the runbook: {e}")))?;
         let died =
@@ -167,7 +200,13 @@ fn finish(run: &str, context: &Context) -> Result<(), CliError> {
     result
 }
 
-fn rehearse(context: &Context, cluster: &str, order: &Order, elsewhere: Option<String>) -> PortResult<Report> {
+fn rehearse(
+    context: &Context,
+    cluster: &str,
+    order: &Order,
+    elsewhere: Option<String>,
+    snapshot: Option<String>,
+) -> PortResult<Report> {
     let name = order.turn.runbook.as_deref().unwrap_or_default();
     let runs = Runs::of(&context.state_dir(), cluster);
     let since = planned_since(order);
@@ -180,7 +219,7 @@ fn rehearse(context: &Context, cluster: &str, order: &Order, elsewhere: Option<S
     let result = match begun {
         Some(run) => finish(&run, context),
         None => {
-            let wanted = runbook::scheduled(name, order.turn.server.as_slice(), context).map_err(port)?;
+            let wanted = runbook::scheduled(&order.turn, snapshot, context).map_err(port)?;
             draw_and_execute(context, &wanted, &Manner { yes: true, step: false }).map(|_| ())
         }
     };
@@ -207,17 +246,18 @@ impl Work for Commands {
         match order.schedule.action {
             Action::SnapshotTake => self.take(order).await,
             Action::SnapshotVerify => self.verify(order).await,
+            Action::SnapshotPrune => self.prune().await,
             Action::LogCompact => self.compact().await,
             Action::RunbookRun => self.rehearse(order).await,
         }
     }
 
     async fn ship(&self, log: &LogPolicy, stop: CancellationToken) -> PortResult<()> {
-        let etcd = etcd_of(&self.connected).await?;
+        let etcd = FollowedEtcd::find(&self.connected).await?;
         let cluster = self.cluster();
         let request = ShipRequest {
             cluster,
-            etcd: etcd.as_ref(),
+            etcd: &etcd,
             store: Arc::clone(&self.connected.store),
             recipients: &self.connected.declared.recipients,
             clock: Arc::clone(&self.connected.world.clock),

@@ -19,7 +19,8 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let connected = connect(context)?;
     let (store, cluster) = (connected.store.as_ref(), &connected.declared.cluster);
     let now = connected.world.clock.now();
-    let pruning = context.block_on(plan_pruning(store, &cluster.name, &cluster.backup.retention, now))?;
+    let retention = crate::cli::policy::retention(crate::cli::policy::load_all(context)?.iter(), cluster)?;
+    let pruning = context.block_on(plan_pruning(store, &cluster.name, &retention, now))?;
     let removed = if args.yes { context.block_on(prune(store, &pruning))? } else { 0 };
     if context.global.json {
         print_json(&serde_json::json!({"pruning": pruning, "objects": pruning.objects(), "removed": removed}))?;

@@ -122,6 +122,8 @@ impl Book {
             let why_not = match timing.missed {
                 Missed::Each => None,
                 Missed::Once => (at != last).then(|| format!("missed; the run of {last} stands for it")),
+                // Several that are not late yet are no reason to do the same several times in a row.
+                Missed::Skip if at != last => Some(format!("missed; the run of {last} is newer")),
                 Missed::Skip => late(at).then(|| "its time had passed".to_owned()),
             };
             let unapproved = timing.approval == Approval::Required && late(at);

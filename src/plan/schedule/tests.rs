@@ -52,6 +52,20 @@ fn missed_runs_are_made_up_for_as_declared() {
 }
 
 #[test]
+fn what_was_skipped_does_not_come_in_a_row() {
+    let policy = policy("action: runbook.run, runbooks: [x], cron: \"*/2 * * * *\", missed: skip", "");
+    let (timing, mut book) = (timing(&policy), Book::new(at("2026-06-01T10:00:00Z")));
+    let now = at("2026-06-01T10:20:30Z");
+    let mut begun = Vec::new();
+    while let Some(decision) = book.decide(&timing, now, "me") {
+        begun.extend(decision.begin.iter().map(|c| c.at));
+        book = decision.book.conclude(Outcome::Succeeded, "", now);
+    }
+    assert_eq!(begun, [at("2026-06-01T10:20:00Z")]);
+    assert_eq!(book.past.iter().filter(|p| p.outcome == Outcome::Skipped).count(), 9);
+}
+
+#[test]
 fn a_blackout_holds_back_and_what_it_held_is_missed() {
     let rest = "blackouts:\n  - {name: office, from: \"07:00\", to: \"20:00\", days: [mon, tue, wed, thu, fri]}\n";
     let drill = "action: runbook.run, runbooks: [x], cron: \"0 12 * * *\", lateMinutes: 30, missed";
@@ -101,4 +115,14 @@ fn a_rotation_takes_every_combination_in_turn() {
         (0..6).map(|n| format!("{:?}", Turn::of(&policy.schedules[0], n))).collect();
     assert_eq!(all.len(), 6);
     assert_eq!(Turn::of(&policy.schedules[0], 1).runbook.as_deref(), Some("b"));
+}
+
+#[test]
+fn every_location_has_its_turn_with_every_runbook() {
+    let policy = policy("action: runbook.run, runbooks: [a, b], locations: [x, y, z], cron: \"0 4 * * *\"", "");
+    let turns: Vec<String> = (0..7)
+        .map(|n| Turn::of(&policy.schedules[0], n))
+        .map(|turn| turn.runbook.unwrap_or_default() + &turn.location.unwrap_or_default())
+        .collect();
+    assert_eq!(turns, ["ax", "bx", "ay", "by", "az", "bz", "ax"]);
 }

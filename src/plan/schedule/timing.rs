@@ -34,6 +34,7 @@ pub struct Held {
 pub struct Turn {
     pub runbook: Option<String>,
     pub server: Option<String>,
+    pub location: Option<String>,
 }
 
 impl Timing {
@@ -121,16 +122,17 @@ fn weekday(day: Day) -> Weekday {
 }
 
 impl Turn {
-    /// What a schedule does the n-th time, from 0: all runbooks, then all of them on the next server.
+    /// What a schedule does the n-th time, from 0: all runbooks, then all of them on the next server, or in the next
+    /// location.
     pub fn of(schedule: &Schedule, number: u64) -> Self {
-        let mut rest = usize::try_from(number).unwrap_or_default();
-        let mut next = |list: &[String]| {
-            let count = list.len().max(1);
-            let found = list.get(rest % count).cloned();
-            rest /= count;
-            found
-        };
-        Self { runbook: next(&schedule.runbooks), server: next(&schedule.servers) }
+        let number = usize::try_from(number).unwrap_or_default();
+        let round = number / schedule.runbooks.len().max(1);
+        let of = |list: &[String], turn: usize| list.get(turn % list.len().max(1)).cloned();
+        Self {
+            runbook: of(&schedule.runbooks, number),
+            server: of(&schedule.servers, round),
+            location: of(&schedule.locations, round),
+        }
     }
 }
 

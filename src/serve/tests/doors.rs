@@ -15,7 +15,7 @@ use super::support::*;
 use crate::drill::{Evidence, Recovery, RecoveryPoint, Verdict};
 use crate::ports::{Clock, ObjectStore, PutCondition, SystemClock};
 use crate::s3::MemoryStore;
-use crate::serve::{Books, Door, Notifier, Options, Pace, Secrets, Service, book_key, router};
+use crate::serve::{Books, Door, Notifier, Options, Pace, Peer, Secrets, Service, Tls, TlsListener, book_key, router};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -165,6 +165,88 @@ async fn an_address_for_others_shows_nothing_without_the_token() {
     let answer = client.get(format!("{url}/metrics")).header("authorization", "Bearer right").send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);
     assert_eq!(get(&format!("{url}/healthz")).await.0, StatusCode::OK);
+}
+
+/// The page over TLS: a certificate of the clients' CA is as good as the token, one of another CA gets nowhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_lets_in_as_the_token_does() {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    let issuer = || {
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    };
+    let leaf = |issuer: &CertifiedIssuer<KeyPair>, name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        (params.signed_by(&key, issuer).unwrap().pem(), key.serialize_pem())
+    };
+    let (servers, clients, strangers) = (issuer(), issuer(), issuer());
+    let (_, service, store) = house(None, true).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let (chain, key) = leaf(&servers, "localhost");
+    let tls = Tls { chain, key: key.into(), clients: Some(clients.pem()) };
+    let pages = router(service, Arc::new(Door::new(None, true))).into_make_service_with_connect_info::<Peer>();
+    let listening = TlsListener::new(listener, &tls).unwrap();
+    tokio::spawn(async move { axum::serve(listening, pages).await });
+    let client = |identity: Option<(String, String)>| {
+        let mut builder = reqwest::Client::builder()
+            .tls_certs_only([reqwest::Certificate::from_pem(servers.pem().as_bytes()).unwrap()])
+            .redirect(reqwest::redirect::Policy::none());
+        if let Some((chain, key)) = identity {
+            builder = builder.identity(reqwest::Identity::from_pem((chain + &key).as_bytes()).unwrap());
+        }
+        builder.build().unwrap()
+    };
+    let nobody = client(None);
+    assert_eq!(nobody.get(format!("{url}/healthz")).send().await.unwrap().status(), StatusCode::OK);
+    assert_eq!(nobody.get(format!("{url}/metrics")).send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    let stranger = client(Some(leaf(&strangers, "mallory")));
+    assert!(stranger.get(format!("{url}/healthz")).send().await.is_err(), "another CA's certificate was taken");
+    let known = client(Some(leaf(&clients, "anna")));
+    assert_eq!(known.get(format!("{url}/metrics")).send().await.unwrap().status(), StatusCode::OK);
+    // Once the run waits, she approves it; another site's page in her browser does not.
+    for _ in 0..1200 {
+        if known.get(&url).send().await.unwrap().text().await.unwrap().contains("<button>Approve</button>") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let approve = |client: &reqwest::Client, origin: Option<&str>| {
+        let mut request = client
+            .post(format!("{url}/approve"))
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body("cluster=demo&policy=p&schedule=a");
+        if let Some(origin) = origin {
+            request = request.header("origin", origin);
+        }
+        async { request.send().await.unwrap().status() }
+    };
+    assert_eq!(approve(&nobody, None).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(approve(&known, Some("https://elsewhere.example")).await, StatusCode::FORBIDDEN);
+    let asked = String::from_utf8(store.get(&book_key("demo", "p", "a"), 1 << 20).await.unwrap().to_vec()).unwrap();
+    assert!(asked.contains("\"approved_by\": null"), "{asked}");
+    assert_eq!(approve(&known, Some(&url)).await, StatusCode::SEE_OTHER);
+    // What speaks no TLS holds up nobody.
+    let plain = reqwest::get(url.replace("https", "http")).await;
+    assert!(plain.is_err(), "{plain:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn evidence_is_shown_as_it_lies_in_the_bucket() {
+    let (url, _, store) = house(None, false).await;
+    let key = "demo/runs/20260508t030000-bbbbbb/report.html";
+    let missing = get(&format!("{url}/evidence/demo/20260508t030000-bbbbbb")).await;
+    assert_eq!(missing.0, StatusCode::NOT_FOUND);
+    assert!(missing.1.contains("hk-dr report show"), "{}", missing.1);
+    store.put(key, "<p>the report</p>".into(), PutCondition::Any).await.unwrap();
+    let answer = reqwest::get(format!("{url}/evidence/demo/20260508t030000-bbbbbb")).await.unwrap();
+    let policy = answer.headers()["content-security-policy"].to_str().unwrap().to_owned();
+    assert!(policy.contains("default-src 'none'") && policy.contains("sandbox"), "{policy}");
+    assert_eq!(answer.text().await.unwrap(), "<p>the report</p>");
+    assert_eq!(get(&format!("{url}/evidence/demo/..%2F..%2Fx")).await.0, StatusCode::NOT_FOUND);
+    get_until(&url, "linked", |_, page| page.contains("href=\"/evidence/demo/20260508t030000-bbbbbb\"")).await;
 }
 
 /// The page in a real browser: with its script it changes by itself.
