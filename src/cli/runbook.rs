@@ -103,22 +103,29 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
 }
 
 /// What a policy's schedule orders. What its turn has come to counts only for runbooks that take it: servers for those that
-/// act on chosen masters, a location for those that go elsewhere, a snapshot for those that restore one.
+/// act on chosen masters, a location for those that go to one or leave it, a snapshot for those that restore one.
 pub(super) fn scheduled(turn: &Turn, snapshot: Option<String>, context: &Context) -> Result<Wanted, CliError> {
     let runbook = find::load(turn.runbook.as_deref().unwrap_or_default(), context)?;
-    let has = |verb: Verb| runbook.steps.iter().any(|step| step.verb == verb);
+    let has = |verbs: &[Verb]| runbook.steps.iter().any(|step| verbs.contains(&step.verb));
     let servers = if runbook.masters == Acts::Chosen { turn.server.iter().cloned().collect() } else { Vec::new() };
-    let location = turn.location.clone().filter(|_| has(Verb::MastersMove));
-    let snapshot = snapshot.filter(|_| has(Verb::MastersRestore));
+    let location =
+        turn.location.clone().filter(|_| has(&[Verb::MastersMove, Verb::CopyRestore, Verb::LocationEvacuate]));
+    let snapshot = snapshot.filter(|_| has(&[Verb::MastersRestore, Verb::CopyRestore]));
     Ok(Wanted::Runbook(RunbookChoice { snapshot, location, ..RunbookChoice::new(runbook, servers) }))
 }
 
 /// Whether a runbook exists and may be run by a schedule as it is.
 ///
 /// # Errors
-/// There is no such runbook, or it takes the cluster back in time and nobody would be asked.
+/// There is no such runbook, only a person can run it, or it takes the cluster back in time and nobody would be asked.
 pub(super) fn may_be_scheduled(name: &str, asked: bool, context: &Context) -> Result<(), CliError> {
     let runbook = find::load(name, context)?;
+    if runbook.steps.iter().any(|step| step.verb == Verb::SshKeyAuthorize) {
+        let message = format!("runbook {name} needs a new SSH key, which a person makes and keeps");
+        return Err(CliError::new(ExitKind::Usage, message).hint(format!(
+            "nothing was begun; take it out of the schedule and run `hk-dr runbook run {name}` by hand"
+        )));
+    }
     if !asked && runbook.steps.iter().any(|step| step.verb == Verb::MastersRestore) {
         let message = format!("runbook {name} takes the living cluster back to an earlier state, and nobody is asked");
         return Err(CliError::new(ExitKind::Usage, message).hint(

@@ -27,6 +27,10 @@ pub const NAME_LABEL: &str = "hk-dr/name";
 /// Label that everything of a cluster carries. Nothing without it is ever changed or deleted.
 pub const OWNER_LABEL: &str = "hk-dr/cluster";
 
+/// How long backends of webhooks may take to answer after a restore. Pods are started and pull their images meanwhile; what
+/// takes longer is not worth holding up the run's end, and is said.
+const ANSWER_WITHIN_SECONDS: u32 = 60;
+
 /// What a plan is made from.
 #[derive(Debug, Clone)]
 pub struct Basis<'a> {
@@ -353,7 +357,9 @@ impl<'a> Draft<'a> {
         }
         let needs = self.ids();
         let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
-        let params = ClusterSettle { master_server: master.to_owned() };
+        // Without workers no backend can run: nobody waits for one.
+        let within_seconds = if self.basis.cluster.workers.is_empty() { 0 } else { ANSWER_WITHIN_SECONDS };
+        let params = ClusterSettle { master_server: master.to_owned(), within_seconds };
         let title = "let webhooks fail closed again as their backends answer, and say what is left";
         self.add("settle", &params, &needs, title, "what was relaxed for the recovery must not stay so", 180);
     }

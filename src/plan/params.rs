@@ -111,7 +111,11 @@ params! {
         locations: Vec<String>,
     }
     /// Puts back what was relaxed for the recovery, as far as it answers, and says what is left to a person.
-    "cluster.settle" v 1 => ClusterSettle { master_server: String }
+    "cluster.settle" v 1 => ClusterSettle {
+        master_server: String,
+        /// How long backends of webhooks may take to answer.
+        within_seconds: u32,
+    }
     /// Starts controller manager and scheduler.
     "controllers.start" v 1 => ControllersStart { server: String }
     /// Writes a worker's configuration, starts its container runtime and loads the images it must have.

@@ -13,9 +13,6 @@ use crate::ports::{Collection, ErrorClass, Kube, PortResult};
 /// Puts back what was relaxed for the recovery as soon as what it stood for answers, and says what is left to a person.
 pub struct ClusterSettleStep;
 
-/// How long backends may take. Pods are started and pull their images meanwhile; what takes longer is not worth holding up
-/// the run's end, and is said.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 #[async_trait]
@@ -29,7 +26,7 @@ impl StepKind for ClusterSettleStep {
 
     async fn apply(&self, cx: &StepContext<'_>, params: &ClusterSettle) -> PortResult<Cleaned> {
         let kube = cx.world.kube(&cx.server(&params.master_server).await?.host()).await?;
-        settle(kube.as_ref(), ANSWER_WITHIN).await
+        settle(kube.as_ref(), Duration::from_secs(params.within_seconds.into())).await
     }
 }
 
