@@ -337,7 +337,8 @@ fn a_clock_is_off(lab: &Lab, one: u64, first: &str) {
         eventually(&what, || off(lab, "server:m1", &format!("port={port}; {GO_TIME}")) == seconds);
     };
     serve(7001);
-    let make = "cd /root; openssl req -x509 -newkey ed25519 -nodes -keyout k -out c -days 1 -subj /CN=x 2>/dev/null; sync";
+    let make =
+        "cd /root; openssl req -x509 -newkey ed25519 -nodes -keyout k -out c -days 1 -subj /CN=x 2>/dev/null; sync";
     lab.ok("server:m1", make);
     let ended = || lab.sh("server:m1", "openssl x509 -in /root/c -noout -checkend 0").0 == 1;
     assert!(!ended());
