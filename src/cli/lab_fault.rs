@@ -104,10 +104,18 @@ enum Add {
     LinkLoss { location: String, to: String, percent: f64 },
     /// What is above this rate is dropped there, in each direction.
     LinkRate { location: String, to: String, kbit: u32 },
+    /// Packets take longer there, in each direction.
+    LinkDelay { location: String, to: String, milliseconds: u32 },
     /// A volume (name or id) answers I/O errors.
     VolumeError { volume: String },
     /// A server's (name or id) root disk has no free space.
     DiskFull { server: String },
+    /// A server's (name or id) wall clock is ahead by a time such as 90s or 1h, or behind as in -90s.
+    ClockSkew {
+        server: String,
+        #[arg(value_parser = offset, allow_hyphen_values = true)]
+        offset: i64,
+    },
     /// S3 answers an error before anything happens.
     S3Error {
         /// Such as `SlowDown` or `InternalError`.
@@ -165,6 +173,12 @@ fn seconds(text: &str) -> Result<f64, String> {
         _ => return Err(wrong()),
     };
     number.parse::<f64>().ok().filter(|n| n.is_finite() && *n > 0.0).map(|n| n * factor).ok_or_else(wrong)
+}
+
+/// Milliseconds of a time that may be negative.
+fn offset(text: &str) -> Result<i64, String> {
+    let (sign, length) = text.strip_prefix('-').map_or((1.0, text), |length| (-1.0, length));
+    seconds(length).map(|seconds| (sign * seconds * 1000.0).round() as i64)
 }
 
 /// Runs `hk-dr lab fault …` against the API at `endpoint` (`http://…/v1`).
@@ -233,8 +247,12 @@ fn body(add: &Add) -> Value {
         Add::LinkRate { location, to, kbit } => {
             json!({"kind": "link_rate", "location": location, "to": to, "kbit": kbit})
         }
+        Add::LinkDelay { location, to, milliseconds } => {
+            json!({"kind": "link_delay", "location": location, "to": to, "delay_ms": milliseconds})
+        }
         Add::VolumeError { volume } => json!({"kind": "volume_error", "volume": volume}),
         Add::DiskFull { server } => json!({"kind": "disk_full", "server": server}),
+        Add::ClockSkew { server, offset } => json!({"kind": "clock_skew", "server": server, "offset_ms": offset}),
         Add::S3Error { code, status, requests } => of("s3_error", requests, json!({"code": code, "status": status})),
         Add::S3Slow { milliseconds, requests } => of("s3_slow", requests, json!({"delay_ms": milliseconds})),
         Add::S3Truncated { requests } => of("s3_truncated", requests, json!({})),
@@ -262,8 +280,12 @@ fn line(fault: &Value) -> String {
         "link_cut" => format!("{}: nothing passes", link()),
         "link_loss" => format!("{}: {} % of packets get lost", link(), number("percent")),
         "link_rate" => format!("{}: {} kbit/s at most", link(), number("kbit")),
+        "link_delay" => format!("{}: packets take {} ms more", link(), number("delay_ms")),
         "volume_error" => format!("volume {} answers I/O errors", number("volume")),
         "disk_full" => format!("the disk of server {} is full", number("server")),
+        "clock_skew" => {
+            format!("the clock of server {} is off by {} ms", number("server"), number("offset_ms"))
+        }
         "s3_error" => format!("S3: {} answers {}", requests(), text("code")),
         "s3_slow" => format!("S3: {} takes {} ms more", requests(), number("delay_ms")),
         "s3_truncated" => format!("S3: {} breaks off", requests()),
@@ -368,5 +390,14 @@ mod tests {
         run(&["lift", "--all"]).unwrap();
         assert_eq!(faults(), json!([]));
         assert_eq!(run(&["add", "location-unavailable", "moon1"]).unwrap_err().kind, ExitKind::Usage);
+    }
+
+    #[test]
+    fn a_clock_may_be_behind() {
+        let (_, args) = context_and_args(&["add", "clock-skew", "m1", "-1.5h"]);
+        let FaultCommand::Add(set) = args.command else { unreachable!("it is an addition") };
+        assert_eq!(request(&set)["offset_ms"], -5_400_000);
+        assert_eq!(offset("90s"), Ok(90_000));
+        assert!(offset("--1s").is_err() && offset("soon").is_err());
     }
 }
