@@ -6,7 +6,7 @@ use super::draft::{Basis, Draft, volume_name};
 use super::drift::RETIRED_LABEL;
 use super::params::{
     ApiWrite, ControlPlaneStop, CopyDiscard, EtcdAgree, EtcdMount, EtcdStart, EtcdStartStep, EtcdStop, MachineReady,
-    MasterConfigure, ServerPowerOn, VolumeAttach, VolumeRetire,
+    MasterConfigure, NodeDrain, NodeUncordon, Params, ServerPowerOn, SshKeyAuthorize, VolumeAttach, VolumeRetire,
 };
 use super::{Plan, PlanError, Purpose, Reversal, copy_name, reversal_in, works_on_copy};
 use crate::config::MasterConfig;
@@ -63,10 +63,25 @@ pub fn plan_abort(basis: &Basis<'_>, choice: &AbortChoice) -> Result<Plan, PlanE
             ),
         });
     }
+    if begun.iter().any(|s| s.kind == SshKeyAuthorize::KIND) {
+        let name = aborted.runbook.as_ref().map(|r| r.runbook.name.as_str()).unwrap_or_default();
+        draft.findings.push(format!(
+            "no key is taken off a server: secrets.yaml.age has both, and `hk-dr runbook run {name}` goes on with the same new one"
+        ));
+    }
+    // Nobody else lets pods be scheduled there again.
+    for step in begun.iter().filter(|s| s.kind == NodeDrain::KIND) {
+        if let Ok(NodeDrain { node, master_server, .. }) = serde_json::from_value(step.params.clone()) {
+            let title = format!("let pods be scheduled on {node} again");
+            let reason = format!("as before run {}", aborted.id);
+            draft.add(format!("uncordon/{node}"), &NodeUncordon { node, master_server }, &[], title, reason, 120);
+        }
+    }
     let touched = |master: &MasterConfig| {
         let (full, volume) = (draft_name(basis, master), volume_name(basis.cluster, &master.name));
         begun.iter().any(|s| {
             !matches!(reversal_in(aborted, s), Reversal::Nothing)
+                && !s.kind.starts_with("ssh_key.")
                 && [&s.params["server"], &s.params["name"]].iter().any(|v| **v == full || **v == volume)
         })
     };

@@ -9,7 +9,7 @@ use hk_dr::plan::{AbortChoice, Plan, RunbookChoice};
 use hk_dr::ports::{Cloud, Volume};
 use hk_dr::steps::{Approval, approve};
 
-use super::{MemoryWorld, Outcome, battery, before, draw, kept, outcome, process, runbook};
+use super::{MemoryWorld, Outcome, battery, before, before_of, cluster, draw, kept, outcome, process, runbook};
 
 pub(super) async fn run_undisturbed(choice: &RunbookChoice) -> MemoryWorld {
     let wanted = Wanted::Runbook(choice.clone());
@@ -222,6 +222,30 @@ async fn what_has_no_way_back_is_named_and_nothing_is_touched() {
     let _ = process(&world, &plan, journal.stopping_after(25)).await;
     let back = way_back(&world, &plan, &journal).await.expect("a plan");
     assert!(back.steps.is_empty() && back.findings.iter().any(|f| f.starts_with("stays: create network")), "{back:?}");
+}
+
+#[tokio::test]
+async fn a_worker_that_was_to_leave_takes_pods_again_and_keys_stay_when_a_run_is_given_up() {
+    let mut cluster = cluster();
+    cluster.workers[0].location = "ash".into();
+    let wanted = Wanted::Runbook(RunbookChoice { location: Some("ash".into()), ..runbook("location-evacuate", &[]) });
+    let world = before_of(&cluster, &wanted).await;
+    let plan = draw(&world, &wanted).await;
+    let journal = MemoryJournal::default();
+    let _ = process(&world, &plan, journal.stopping_after(2)).await;
+    let back = way_back(&world, &plan, &journal).await.expect("a way back");
+    assert_eq!(back.steps.iter().map(|s| s.id.as_str()).collect::<Vec<_>>(), ["uncordon/demo-w1"]);
+    process(&world, &back, MemoryJournal::default()).await.expect("it ends");
+
+    let choice = RunbookChoice { ssh_before: Some("ssh-ed25519 AAAA".into()), ..runbook("key-rotation", &[]) };
+    let wanted = Wanted::Runbook(choice);
+    let drawn = draw_plan(&world.world(), "ssh-ed25519 BBBB", &wanted, &Course::default(), "p2").await;
+    let plan = drawn.expect("a plan");
+    let journal = MemoryJournal::default();
+    let _ = process(&world, &plan, journal.stopping_after(6)).await;
+    let back = way_back(&world, &plan, &journal).await.expect("a way back");
+    assert!(back.steps.is_empty(), "{:?}", back.steps);
+    assert!(back.findings.iter().any(|f| f.contains("goes on with the same new one")), "{:?}", back.findings);
 }
 
 /// The reason to leave may be that nothing there answers any more.
