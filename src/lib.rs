@@ -37,4 +37,5 @@ pub mod sign;
 pub mod ssh;
 pub mod steps;
 pub mod terraform;
+pub mod volumes;
 pub mod vpn;

@@ -18,6 +18,8 @@ const EVENTS: usize = 84;
 
 #[path = "lab_battery/copies.rs"]
 mod copies;
+#[path = "lab_battery/data.rs"]
+mod data;
 #[path = "lab_battery/everyday.rs"]
 mod everyday;
 #[path = "lab_battery/life.rs"]
@@ -203,6 +205,8 @@ fn build_and_rebuild_survive_deaths_on_real_machines() {
     copies::sandbox(&lab);
     terminal::step_by_step(&lab);
     everyday::look(&lab);
+    data::volume_in_another_location(&lab);
+    data::objects_on_the_living_cluster(&lab);
     life::live(&lab);
     errors_say_what_to_do(&lab);
     everyday::destroy(&lab);

@@ -53,6 +53,7 @@ pub use prune::{Pruning, plan_pruning, prune};
 pub use recall::{Archive, Opened, Recalled};
 pub use recovery::{pack, require, unpack};
 pub use seal::Compression;
+pub(crate) use seal::hex;
 pub use signed::{Adopted, SignedStore, adopt, is_signed_kind};
 pub use take::{Progress, TakeRequest, Taken, take};
 pub use vault::BucketVault;

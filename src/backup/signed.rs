@@ -20,6 +20,8 @@ pub fn is_signed_kind(key: &str) -> bool {
         || (key.contains("/log/") && (key.ends_with(".seg.zst.age") || named("epoch.json")))
         || (key.contains("/runs/") && (named("evidence.json") || named("report.html")))
         || key.ends_with("/recovery/secrets.tar.zst.age")
+        || key.ends_with("/volumes/password.age")
+        || (key.contains("/volumes/backups/") && key.ends_with(".json"))
 }
 
 /// A bucket behind signatures.

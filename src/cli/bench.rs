@@ -14,6 +14,7 @@ use std::time::Instant;
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
+pub use burden::{LoadArgs, load};
 pub use lab::desk;
 pub use snapshot::{OnceArgs, once};
 

@@ -54,6 +54,7 @@ mod ssh;
 mod status;
 mod terraform;
 mod validate;
+mod volume;
 mod vpn;
 mod webhooks;
 mod workers;
@@ -108,6 +109,7 @@ enum Command {
     Terraform(terraform::Args),
     Workers(workers::Args),
     Webhooks(webhooks::Args),
+    Volume(volume::Args),
     Vpn(vpn::Args),
     Scan(scan::Args),
     #[command(hide = true)]
@@ -121,6 +123,8 @@ enum Command {
     Bench(bench::Args),
     #[command(hide = true)]
     BenchDesk(bench::desk::Args),
+    #[command(hide = true)]
+    BenchLoad(bench::LoadArgs),
     #[command(hide = true)]
     BenchSnapshotOnce(bench::OnceArgs),
     Completions(completions::Args),
@@ -198,6 +202,7 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Terraform(args) => terraform::run(args, context),
         Command::Workers(args) => workers::run(args, context),
         Command::Webhooks(args) => webhooks::run(&args, context),
+        Command::Volume(args) => volume::run(&args, context),
         Command::Vpn(args) => vpn::run(args, context),
         Command::Scan(args) => scan::run(&args, context),
         Command::ScanPorts(args) => scan::ports(&args, context),
@@ -208,6 +213,7 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Artifacts(args) => artifacts::run(args, context),
         Command::Bench(args) => bench::run(args, context),
         Command::BenchDesk(args) => bench::desk::run(&args, context),
+        Command::BenchLoad(args) => bench::load(&args, context),
         Command::BenchSnapshotOnce(args) => bench::once(&args, context),
         Command::Completions(args) => completions::run(args, context),
         Command::Demo(args) => demo::run(args, context),

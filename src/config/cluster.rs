@@ -36,6 +36,9 @@ pub struct Cluster {
     #[serde(default)]
     pub certificates: CertificatesConfig,
     pub backup: BackupConfig,
+    /// Mounted volumes whose files `hk-dr volume backup` keeps. etcd's are not among them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<super::VolumeConfig>,
 }
 
 /// How long the servers' certificates are valid and when a build renews them.

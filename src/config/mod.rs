@@ -14,6 +14,7 @@ mod rules;
 mod runbook;
 mod structure;
 mod tree;
+mod volume;
 mod vpn;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ pub use policy::*;
 pub use pools::POOL_LABEL;
 pub use range::Range;
 pub use runbook::{Acts, CopyScope, Guards, OnFailure, Runbook, RunbookStep, SHIPPED, Targets, Verb};
+pub use volume::VolumeConfig;
 pub use vpn::{OWN_ADDRESSES, VpnConfig, VpnPeer, is_wireguard_key};
 
 /// Versions that can be installed, by artifact name: what `artifacts.lock` pins.

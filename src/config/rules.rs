@@ -41,6 +41,7 @@ pub(super) fn check(cluster: &Cluster, tree: &Tree, pinned: &Pinned, report: &mu
     rules.backup();
     super::firewall::check(cluster, tree, report);
     super::vpn::check(cluster, tree, report);
+    super::volume::check(cluster, tree, report);
 }
 
 /// Where a worker is declared.

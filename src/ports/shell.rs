@@ -50,6 +50,11 @@ pub trait Shell: Send + Sync {
     async fn feed(&self, host: &Host, command: &str, input: ByteStream, deadline: Duration) -> PortResult<Output>;
     /// Whether a new login with exactly this key, of those at hand, is accepted.
     async fn accepts(&self, host: &Host, public_key: &str) -> PortResult<bool>;
+    /// Lets what listens at `local`, here, be reached at a port of the host's own loopback. Lives as long as the value.
+    async fn offer(&self, host: &Host, _: std::net::SocketAddr) -> PortResult<Offer> {
+        let message = format!("nothing can be offered to {} this way", host.name);
+        Err(super::PortError::new(super::ErrorCode::Invalid, message))
+    }
     /// Lets go of kept connections to this machine.
     fn forget(&self, _: &Host) {}
     /// A local address whose connections come out at `remote` as seen from the host. Lives as long as the value.
@@ -61,5 +66,13 @@ pub struct Forward {
     /// Where to connect, on loopback.
     pub local: std::net::SocketAddr,
     /// Keeps the listener alive.
+    pub guard: Box<dyn std::any::Any + Send + Sync>,
+}
+
+/// Something of ours that can be reached from a host; dropping it ends that.
+pub struct Offer {
+    /// The port on the host's loopback.
+    pub port: u16,
+    /// Keeps it reachable.
     pub guard: Box<dyn std::any::Any + Send + Sync>,
 }

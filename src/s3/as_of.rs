@@ -285,7 +285,7 @@ impl ObjectStore for AsOfStore {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::contract::{next_second, s3_server};
+    use super::super::contract::{looks_back, s3_server};
     use super::*;
     use crate::ports::{Clock, SystemClock};
 
@@ -323,51 +323,7 @@ mod tests {
         let (server, dir) = s3_server();
         let now = Arc::new(S3Store::connect(&server.config("backups")).unwrap());
         now.ensure_bucket().await.unwrap();
-        let put = |key: &'static str, data: &'static str| now.put(key, Bytes::from(data), PutCondition::Any);
-        put("demo/snapshots/a", "good").await.unwrap();
-        put("demo/snapshots/b", "older").await.unwrap();
-        put("demo/snapshots/b", "kept to be deleted").await.unwrap();
-        put("demo/leases/x", "before").await.unwrap();
-        let mut large = now.upload("demo/streams/large").await.unwrap();
-        large.part(Bytes::from(vec![1; 5 << 20])).await.unwrap();
-        large.part(Bytes::from_static(b"end")).await.unwrap();
-        large.complete(PutCondition::Any).await.unwrap();
-        let before = next_second().await;
-        put("demo/snapshots/a", "overwritten").await.unwrap();
-        now.delete("demo/snapshots/b").await.unwrap();
-        now.delete("demo/streams/large").await.unwrap();
-        put("demo/snapshots/planted", "junk").await.unwrap();
-        put("demo/leases/x", "after").await.unwrap();
-
-        let file = dir.path().join("own");
-        let then = AsOfStore::new(Arc::clone(&now), before, Some(file.clone()));
-        assert_eq!(then.get("demo/snapshots/a", 99).await.unwrap(), "good");
-        assert_eq!(then.get("demo/snapshots/b", 99).await.unwrap(), "kept to be deleted");
-        assert_eq!(then.head("demo/snapshots/b").await.unwrap().size_bytes, 18);
-        let planted = then.get("demo/snapshots/planted", 99).await.unwrap_err();
-        assert_eq!(planted.code, ErrorCode::NotFound, "{planted}");
-        let keys = |list: Vec<ObjectInfo>| list.into_iter().map(|o| o.key).collect::<Vec<_>>();
-        let listed = keys(then.list("demo/snapshots/").await.unwrap());
-        assert_eq!(listed, ["demo/snapshots/a", "demo/snapshots/b"]);
-        let tail = collect("large", then.stream("demo/streams/large", 5 << 20).await.unwrap(), 9).await.unwrap();
-        assert_eq!(tail, "end");
-        let end = then.stream("demo/streams/large", (5 << 20) + 3).await.unwrap();
-        assert_eq!(collect("large", end, 9).await.unwrap(), "");
-        // What runs need is as it is.
-        assert_eq!(then.get("demo/leases/x", 99).await.unwrap(), "after");
-
-        // Nothing of the past can be removed; what is written meanwhile is seen, by a resumed run too.
-        assert_eq!(then.delete("demo/snapshots/a").await.unwrap_err().code, ErrorCode::Invalid);
-        then.put("demo/snapshots/made", Bytes::from_static(b"new"), PutCondition::Absent).await.unwrap();
-        let resumed = AsOfStore::new(Arc::clone(&now), before, Some(file));
-        for store in [&then, &resumed] {
-            assert_eq!(store.get("demo/snapshots/made", 99).await.unwrap(), "new");
-            assert_eq!(store.list("demo/snapshots/").await.unwrap().len(), 3);
-        }
-
-        // Before anything there was nothing.
-        let long_ago = AsOfStore::new(Arc::clone(&now), Timestamp::from_second(1_000_000_000).unwrap(), None);
-        assert!(long_ago.list("demo/").await.unwrap().is_empty());
+        looks_back(&now, dir.path().join("own")).await;
     }
 
     #[tokio::test]

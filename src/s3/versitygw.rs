@@ -27,14 +27,16 @@ impl VersityGw {
     /// Starts the binary over two directories below `dir`, on a free loopback port, and waits until it listens.
     #[expect(clippy::disallowed_methods, reason = "for tests and measurements, outside any runtime")]
     pub fn start(binary: &Path, dir: &Path) -> PortResult<Self> {
-        let (data, versions) = (dir.join("data"), dir.join("versions"));
-        for path in [&data, &versions] {
+        let (data, versions, users) = (dir.join("data"), dir.join("versions"), dir.join("users"));
+        for path in [&data, &versions, &users] {
             std::fs::create_dir_all(path).map_err(|e| failed(binary, &e))?;
         }
         let address = free_port().map_err(|e| failed(binary, &e))?;
         let process = Command::new(binary)
             .args(["--quiet", "--keep-alive", "--port"])
             .arg(address.to_string())
+            .arg("--iam-dir")
+            .arg(users)
             .args(["posix", "--versioning-dir"])
             .arg(versions)
             .arg(data)

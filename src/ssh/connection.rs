@@ -1,4 +1,5 @@
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -37,11 +38,21 @@ pub(super) struct Login {
 impl Connection {
     /// Connects, checks the host key against the pin, and authenticates as root.
     pub(super) async fn open(login: &Login, host: &Host, tcp_timeout: Duration) -> PortResult<Self> {
+        Self::open_offering(login, host, tcp_timeout, None).await
+    }
+
+    /// The same; connections that come in through the machine go on to `offered`.
+    pub(super) async fn open_offering(
+        login: &Login,
+        host: &Host,
+        tcp_timeout: Duration,
+        offered: Option<SocketAddr>,
+    ) -> PortResult<Self> {
         let doing = || format!("connect to {} ({}) by SSH", host.name, host.address);
         let to = (host.address, login.port).into();
         let socket = login.reach.connect(to, tcp_timeout).await.map_err(|e| e.context(doing()))?;
         let seen = Arc::new(OnceLock::new());
-        let pinned = Pinned { expected: host.host_key_sha256.clone(), seen: Arc::clone(&seen) };
+        let pinned = Pinned { expected: host.host_key_sha256.clone(), seen: Arc::clone(&seen), offered };
         let handshake = async {
             let mut handle = client::connect_stream(config(), socket, pinned).await?;
             let mut auth = AuthResult::Failure { remaining_methods: MethodSet::empty(), partial_success: false };
@@ -69,6 +80,19 @@ impl Connection {
         Ok(Self { handle, sessions: Arc::new(Semaphore::new(SESSIONS_MAX)) })
     }
 
+    /// Has the machine listen at a port of its loopback, and returns which.
+    pub(super) async fn listen(&self, host: &Host) -> PortResult<u16> {
+        let refused = |why: String| {
+            PortError::new(ErrorCode::Forbidden, format!("{}: sshd does not listen for us ({why})", host.name))
+                .hint("AllowTcpForwarding in its sshd_config must be `yes` or `remote`")
+        };
+        match timeout(OPEN_TIMEOUT, self.handle.tcpip_forward("127.0.0.1", 0)).await {
+            Ok(Ok(port)) => u16::try_from(port).map_err(|_| refused(format!("port {port}"))),
+            Ok(Err(e)) => Err(refused(e.to_string())),
+            Err(_) => Err(unreachable(format!("{} did not answer within {OPEN_TIMEOUT:?}", host.name))),
+        }
+    }
+
     /// Whether the connection is known to have ended.
     pub(super) fn is_closed(&self) -> bool {
         self.handle.is_closed()
@@ -82,11 +106,7 @@ impl Connection {
     }
 
     /// Opens a TCP connection from the machine to `remote`.
-    pub(super) async fn tcp(
-        &self,
-        host: &Host,
-        remote: std::net::SocketAddr,
-    ) -> Result<Channel<client::Msg>, OpenError> {
+    pub(super) async fn tcp(&self, host: &Host, remote: SocketAddr) -> Result<Channel<client::Msg>, OpenError> {
         let open = self.handle.channel_open_direct_tcpip(remote.ip().to_string(), remote.port().into(), "127.0.0.1", 0);
         self.opened(host, open).await
     }
@@ -180,6 +200,8 @@ fn config() -> Arc<client::Config> {
 pub(super) struct Pinned {
     expected: String,
     seen: Arc<OnceLock<String>>,
+    /// Where connections go that come in through the machine; none: they are refused.
+    offered: Option<SocketAddr>,
 }
 
 impl client::Handler for Pinned {
@@ -192,5 +214,26 @@ impl client::Handler for Pinned {
         // A rekey shows the key again; the first one is what a person wants to know.
         let _ = self.seen.set(shown);
         Ok(trusted)
+    }
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        channel: Channel<client::Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        reply: client::ChannelOpenHandle,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        let Some(offered) = self.offered else { return Ok(()) };
+        reply.accept().await;
+        // Ends with its connections: the machine's when this connection does, ours when what is offered does.
+        tokio::spawn(async move {
+            if let Ok(mut socket) = tokio::net::TcpStream::connect(offered).await {
+                let _ = tokio::io::copy_bidirectional(&mut channel.into_stream(), &mut socket).await;
+            }
+        });
+        Ok(())
     }
 }

@@ -11,12 +11,16 @@ use super::connection::{Connection, Login, OpenError, Session, unreachable};
 use super::direct::Direct;
 use super::exec::{execute, input};
 use super::{forward, key, put};
-use crate::ports::{ByteStream, ErrorCode, Forward, Host, Output, PortError, PortResult, Reach, RemoteFile, Shell};
+use crate::ports::{
+    ByteStream, ErrorCode, Forward, Host, Offer, Output, PortError, PortResult, Reach, RemoteFile, Shell,
+};
 
 /// How long a machine may take to answer a TCP connection. Linux repeats a lost first packet after 1 and 3 seconds.
 const TCP_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long `put_files` may take for all its files.
 const PUT_DEADLINE: Duration = Duration::from_secs(60);
+/// How long connecting and listening on the machine may take.
+const OFFER_DEADLINE: Duration = Duration::from_secs(30);
 /// Reads the whole script before it runs any of it, so that a command in it that reads standard input gets nothing
 /// instead of the script's rest.
 const RUN_COMMAND: &str = r#"s=$(cat) && exec </dev/null && eval "$s""#;
@@ -230,6 +234,15 @@ impl Shell for SshShell {
             Err(error) if error.code == ErrorCode::Unauthorized => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    async fn offer(&self, host: &Host, local: SocketAddr) -> PortResult<Offer> {
+        let open = async {
+            let connection = Connection::open_offering(&self.login, host, TCP_TIMEOUT, Some(local)).await?;
+            let port = connection.listen(host).await?;
+            Ok(Offer { port, guard: Box::new(connection) })
+        };
+        within(host, OFFER_DEADLINE, open).await
     }
 
     fn forget(&self, host: &Host) {

@@ -6,14 +6,14 @@ use serde_json::{Value, json};
 
 use super::{Lab, hk_dr, refused, succeeded, unique};
 
-fn answer(output: &std::process::Output) -> Value {
+pub fn answer(output: &std::process::Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| {
         panic!("no JSON ({e}): {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
     })
 }
 
 /// Calls the cloud's API with curl's arguments; `$1` is its address.
-fn call(lab: &Lab, arguments: &str) -> Value {
+pub fn call(lab: &Lab, arguments: &str) -> Value {
     let script = format!(
         "set -- $HCLOUD_ENDPOINT; curl -fsS -H \"Authorization: Bearer $HCLOUD_TOKEN\" -H 'Content-Type: application/json' {arguments}"
     );
@@ -23,7 +23,7 @@ fn call(lab: &Lab, arguments: &str) -> Value {
 }
 
 /// What stands behind `--` is the server's, so hk-dr's own options come first.
-fn ssh(lab: &Lab, server: &str, command: &str) -> std::process::Output {
+pub fn ssh(lab: &Lab, server: &str, command: &str) -> std::process::Output {
     let program = hk_dr().display().to_string();
     let (git, state, identity) = (lab.path("git"), lab.path("state"), lab.path("identity"));
     let place = ["lab", "exec", "--name", &lab.name, "--from", "operator", "--", &program];

@@ -39,6 +39,20 @@ async fn a_member_whose_data_differs_is_named_and_nothing_is_taken() {
 }
 
 #[tokio::test]
+async fn no_good_backup_is_replaced_by_a_corrupt_members() {
+    let (store, keys) = (MemoryStore::new(), keys());
+    let good = take_from(&FakeEtcd::sample(), &store, &keys).await.unwrap().manifest;
+    let before = store.keys();
+    crate::s3::contract::next_second().await;
+    let mut etcd = FakeEtcd::sample();
+    etcd.0[1].hash = hash(0xbad, 300);
+    let refused = take_from(&etcd, &store, &keys).await.unwrap_err();
+    assert!(refused.message.contains("member m2 is corrupt"), "{refused}");
+    assert_eq!(store.keys(), before);
+    assert_eq!(Catalog::new(&store, "demo").find("latest").await.unwrap().manifest, good);
+}
+
+#[tokio::test]
 async fn hashes_of_different_compactions_are_not_compared() {
     let mut etcd = FakeEtcd::sample();
     etcd.0[2].hash = hash(0x999, 200);

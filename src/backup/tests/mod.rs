@@ -10,4 +10,5 @@ mod recipients;
 mod several;
 mod signing;
 mod stock_tools;
+mod stolen;
 pub mod support;

@@ -15,6 +15,7 @@ use crate::backup::local_etcd::{LocalEtcd, value};
 use crate::backup::log::{CutRule, ShipReport, ShipRequest, ship, status};
 use crate::backup::{Catalog, Recipients};
 use crate::cli::{CliError, Context, ExitKind};
+use crate::etcd::EtcdClient;
 use crate::ports::{Clock, Etcd, ObjectStore, PortResult, SystemClock};
 use crate::s3::S3Store;
 use crate::s3::versitygw::{VersityGw, pinned_binary};
@@ -36,6 +37,8 @@ const VALUE_BYTES: usize = 6_000;
 const WRITES_PER_SECOND: u32 = 200;
 const LOOK: Duration = Duration::from_secs(8);
 const ROUNDS: usize = 4;
+/// The load goes on in slices for as long as a snapshot takes.
+const SLICE: Duration = Duration::from_millis(1000);
 /// A snapshot is looked at while it is read, over and over if it is done sooner.
 const SNAPSHOTS_MAX: usize = 20;
 /// 1% of the values change in an hour, which passes this much faster than others: the log is cut as much more often.
@@ -78,69 +81,96 @@ async fn measure(folder: &Path, cache: &Path) -> Result<Vec<f64>, CliError> {
         recipients_file,
         spool: folder.join("spool"),
     };
-    // hk-dr and the bucket are elsewhere: what they compute must not count as etcd's. Here that is the other core.
-    pin(stage.etcd.pid(), "0")?;
-    pin(stage.server.pid(), "1")?;
-    pin(std::process::id(), "1")?;
+    // hk-dr and the bucket are elsewhere: what they compute must not count as etcd's. Here they compute when nobody else does.
+    schedule("--idle", stage.server.pid())?;
+    schedule("--idle", std::process::id())?;
     let figures = figures(&stage).await;
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    pin(std::process::id(), &format!("0-{}", cores.max(2) - 1))?;
+    schedule("--other", std::process::id())?;
     figures
 }
 
-fn pin(pid: u32, cores: &str) -> Result<(), CliError> {
-    execute(Command::new("taskset").args(["--all-tasks", "--cpu-list", "--pid", cores, &pid.to_string()]))
+fn schedule(policy: &str, pid: u32) -> Result<(), CliError> {
+    execute(Command::new("chrt").args(["--all-tasks", policy, "--pid", "0", &pid.to_string()]))
 }
 
 async fn figures(stage: &Stage) -> Result<Vec<f64>, CliError> {
     let (mut quiet, mut with) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        quiet.extend(latencies(stage, LOOK).await);
+        quiet.extend(latencies(stage, LOOK).await?);
         with.extend(while_snapshotting(stage).await?);
     }
     let by_snapshot = added("a snapshot", &mut quiet, &mut with);
 
     let (mut quiet, mut with) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        quiet.extend(latencies(stage, LOOK).await);
+        quiet.extend(latencies(stage, LOOK).await?);
         let shipping = Shipping::begin(stage, CutRule::default()).await?;
-        with.extend(latencies(stage, LOOK).await);
+        with.extend(latencies(stage, LOOK).await?);
         shipping.end().await?;
     }
     let by_shipping = added("shipping", &mut quiet, &mut with);
     Ok(vec![by_shipping, by_snapshot, day(stage).await?])
 }
 
-/// Puts at a steady rate, whatever each takes; from when each was due until it was acknowledged.
-async fn latencies(stage: &Stage, long: Duration) -> Vec<Duration> {
-    let (done, mut all) = mpsc::channel(4096);
-    let end = Instant::now() + long;
-    let client = Arc::clone(&stage.client);
-    let load = async move {
-        let mut tick = tokio::time::interval(Duration::from_secs(1) / WRITES_PER_SECOND);
-        for n in 0u64.. {
-            let due = tick.tick().await;
-            if Instant::now() > end {
-                return;
-            }
-            let (client, done) = (Arc::clone(&client), done.clone());
-            tokio::spawn(async move {
-                let key = format!("/load/{}", n % 5000);
-                if client.put(LocalEtcd::MEMBER, key.as_bytes(), &[b'x'; 600]).await.is_ok() {
-                    // Nobody waits for one that comes after the end.
-                    let _ = done.send(due.elapsed()).await;
+/// The load, in a process of its own that is scheduled as usual; the latency of each write.
+async fn latencies(stage: &Stage, long: Duration) -> Result<Vec<Duration>, CliError> {
+    let load = tokio::process::Command::new("chrt")
+        .args(["--other", "0"])
+        .arg(std::env::current_exe().map_err(|e| failed("find this program", e))?)
+        .args(["bench-load", "--etcd", stage.etcd.url(), "--milliseconds", &long.as_millis().to_string()])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .output();
+    let load = load.await.map_err(|e| failed("start the load", e))?;
+    let micros: Vec<u64> =
+        serde_json::from_slice(&load.stdout).map_err(|e| failed("read what the load measured", e.into()))?;
+    Ok(micros.into_iter().map(Duration::from_micros).collect())
+}
+
+/// A steady load on etcd, and for how long.
+#[derive(clap::Args)]
+pub struct LoadArgs {
+    #[arg(long)]
+    etcd: String,
+    #[arg(long)]
+    milliseconds: u64,
+}
+
+/// Puts at a steady rate, whatever each takes, and prints the microseconds from when each was due until it was acknowledged.
+pub fn load(args: &LoadArgs, context: &Context) -> Result<(), CliError> {
+    let end = Instant::now() + Duration::from_millis(args.milliseconds);
+    let micros = context.block_on(async {
+        let client = Arc::new(EtcdClient::direct(&[(LocalEtcd::MEMBER.to_owned(), args.etcd.clone())], None).await?);
+        let (done, mut all) = mpsc::channel(4096);
+        let load = async move {
+            let mut tick = tokio::time::interval(Duration::from_secs(1) / WRITES_PER_SECOND);
+            for n in 0u64.. {
+                let due = tick.tick().await;
+                if Instant::now() > end {
+                    return;
                 }
-            });
-        }
-    };
-    let collect = async {
-        let mut found = Vec::new();
-        while let Some(one) = all.recv().await {
-            found.push(one);
-        }
-        found
-    };
-    tokio::join!(load, collect).1
+                let (client, done) = (Arc::clone(&client), done.clone());
+                tokio::spawn(async move {
+                    let key = format!("/load/{}", n % 5000);
+                    if client.put(LocalEtcd::MEMBER, key.as_bytes(), &[b'x'; 600]).await.is_ok() {
+                        // Nobody waits for one that comes after the end.
+                        let _ = done.send(u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX)).await;
+                    }
+                });
+            }
+        };
+        let collect = async {
+            let mut found = Vec::new();
+            while let Some(one) = all.recv().await {
+                found.push(one);
+            }
+            found
+        };
+        Ok::<_, CliError>(tokio::join!(load, collect).1)
+    })?;
+    println!("{}", serde_json::json!(micros));
+    Ok(())
 }
 
 /// The load while snapshots are taken in a process of their own.
@@ -149,9 +179,8 @@ async fn while_snapshotting(stage: &Stage) -> Result<Vec<Duration>, CliError> {
     let begun = Instant::now();
     for _ in 0..SNAPSHOTS_MAX {
         let mut child = snapshot(stage)?;
-        // The load goes on in slices until the snapshot is whole.
         while child.try_wait().map_err(|e| failed("wait for hk-dr", e))?.is_none() {
-            found.extend(latencies(stage, Duration::from_millis(500)).await);
+            found.extend(latencies(stage, SLICE).await?);
         }
         let ended = child.wait().map_err(|e| failed("wait for hk-dr", e))?;
         if !ended.success() {
@@ -165,10 +194,7 @@ async fn while_snapshotting(stage: &Stage) -> Result<Vec<Duration>, CliError> {
 }
 
 fn snapshot(stage: &Stage) -> Result<Child, CliError> {
-    // Below the load, whose clock must not wait for it.
-    Command::new("nice")
-        .args(["-n", "10"])
-        .arg(std::env::current_exe().map_err(|e| failed("find this program", e))?)
+    Command::new(std::env::current_exe().map_err(|e| failed("find this program", e))?)
         .args(["bench-snapshot-once", "--etcd", stage.etcd.url(), "--s3", stage.server.endpoint(), "--recipients"])
         .arg(&stage.recipients_file)
         .stdin(Stdio::null())

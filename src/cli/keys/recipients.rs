@@ -4,6 +4,7 @@ use crate::backup::{BucketVault, Catalog, Identities, Recipients};
 use crate::cli::connect::{Connected, connect};
 use crate::cli::{CliError, Context, ExitKind};
 use crate::secrets::{rotation, write_file};
+use crate::volumes::Repository;
 
 /// Whom to let in, and whom no longer.
 #[derive(clap::Args)]
@@ -39,7 +40,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     if !args.dry_run {
         // The list in Git comes last: until then, running this again repeats everything.
         rotation::reseal(&context.global.dir, &identities, &recipients)?;
-        context.block_on(vault(&connected, &identities, recipients).rewrap())?;
+        let cluster = &connected.declared.cluster.name;
+        context.block_on(async {
+            Repository::rewrap(connected.store.as_ref(), cluster, &identities, &recipients).await?;
+            vault(&connected, &identities, recipients).rewrap().await
+        })?;
         write_file(&path, 0o644, changed.as_bytes(), true)?;
     }
     let (old, closed) = context.block_on(snapshots(&connected, &names))?;
