@@ -23,8 +23,7 @@ const LISTING: &str = "cd /mnt/shop && find data -printf '%p %y %m %U %G %n %T@ 
 
 pub fn volume_in_another_location(lab: &Lab) {
     let servers = unique(lab, "servers");
-    let order =
-        json!({"name": "shop", "size": 10, "server": servers["demo-w1"], "automount": false});
+    let order = json!({"name": "shop", "size": 10, "server": servers["demo-w1"], "automount": false});
     let volume = call(lab, &format!("-X POST -d '{order}' $1/volumes"))["volume"].clone();
     let device = volume["linux_device"].as_str().expect("a device");
     let fill = format!(
