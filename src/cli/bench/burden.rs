@@ -64,8 +64,8 @@ struct Stage {
 async fn measure(folder: &Path, cache: &Path) -> Result<Vec<f64>, CliError> {
     let binary = |name: &str| pinned_binary(Some(cache), name);
     // A write is acknowledged when it is on the disk, as everywhere.
-    let options = ["--quota-backend-bytes", "8589934592", "--unsafe-no-fsync=false"];
-    let etcd = LocalEtcd::start(&binary("etcd-3.6.16")?, &folder.join("etcd"), &options).await?;
+    let options = ["--quota-backend-bytes", "8589934592"];
+    let etcd = LocalEtcd::start_durable(&binary("etcd-3.6.16")?, &folder.join("etcd"), &options).await?;
     etcd.fill(VALUES, VALUE_BYTES).await?;
     let server = VersityGw::start(&binary("versitygw-1.8.0")?, folder)?;
     let s3 = S3Store::connect(&server.config(BUCKET))?;
