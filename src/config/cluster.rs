@@ -22,6 +22,9 @@ pub struct Cluster {
     /// The only way in; without it servers are reached at their public addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vpn: Option<super::VpnConfig>,
+    /// Load balancers and floating IPs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub front: Option<super::FrontConfig>,
     /// The cloud's image that servers boot from.
     #[serde(default = "default_image")]
     pub image: String,

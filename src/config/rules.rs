@@ -42,6 +42,7 @@ pub(super) fn check(cluster: &Cluster, tree: &Tree, pinned: &Pinned, report: &mu
     super::firewall::check(cluster, tree, report);
     super::vpn::check(cluster, tree, report);
     super::volume::check(cluster, tree, report);
+    super::front::check(cluster, tree, report);
 }
 
 /// Where a worker is declared.
@@ -73,6 +74,12 @@ impl Rules<'_> {
             .chain(self.cluster.vpn.iter().map(|v| ("vpn".to_owned(), (&v.name, &v.location, v.address))))
             .map(|(path, (name, location, address))| (path, name.clone(), location.clone(), address))
             .collect()
+    }
+
+    /// The same of load balancers, which need a place and an address as servers do.
+    fn balancers(&self) -> Vec<(String, String, String, Ipv4Addr)> {
+        let balancers = self.cluster.front.iter().flat_map(super::FrontConfig::balancers);
+        balancers.map(|(path, b)| (path.to_owned(), path.to_owned(), b.location.clone(), b.address)).collect()
     }
 
     fn header(&mut self) {
@@ -184,6 +191,12 @@ impl Rules<'_> {
         }
         let mut wanted: Vec<(String, String)> =
             self.servers().into_iter().map(|(path, _, location, _)| (format!("{path}.location"), location)).collect();
+        wanted
+            .extend(self.balancers().into_iter().map(|(path, _, location, _)| (format!("{path}.location"), location)));
+        let floating = self.cluster.floating_ips().iter().enumerate();
+        wanted.extend(
+            floating.map(|(index, f)| (format!("front.ingress.floatingIPs.{index}.location"), f.location.clone())),
+        );
         let fallback = self.cluster.fallback_locations.iter().enumerate();
         wanted.extend(fallback.map(|(index, location)| (format!("fallbackLocations.{index}"), location.clone())));
         for (path, location) in wanted {
@@ -251,7 +264,7 @@ impl Rules<'_> {
     fn addresses(&mut self, subnet: Range, pods: Range) {
         let network_first = self.cluster.network.range.parse::<Range>().ok().and_then(|range| range.nth(1));
         let mut seen: BTreeMap<Ipv4Addr, String> = BTreeMap::new();
-        for (path, name, _, address) in self.servers() {
+        for (path, name, _, address) in self.servers().into_iter().chain(self.balancers()) {
             let at = format!("{path}.address");
             let usable = format!(
                 "free addresses of {subnet} begin at {}",
@@ -280,7 +293,7 @@ impl Rules<'_> {
             match seen.get(&address) {
                 Some(first) => {
                     let hint = format!("`{first}` has it already");
-                    self.wrong(&at, format!("two servers have the address {address}"), hint);
+                    self.wrong(&at, format!("the address {address} is given twice"), hint);
                 }
                 None => {
                     seen.insert(address, name);

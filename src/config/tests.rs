@@ -63,7 +63,7 @@ fn impossible_addresses_say_why() {
         ("10.0.0.0", "is the subnet itself"),
         ("10.0.0.1", "reserved for the network's gateway"),
         ("10.0.0.255", "broadcast"),
-        ("10.0.0.12", "two servers have the address 10.0.0.12 (`m1` has it already)"),
+        ("10.0.0.12", "the address 10.0.0.12 is given twice (`m1` has it already)"),
     ] {
         let found = errors(&[("address: 10.0.0.11", &format!("address: {address}"))]);
         assert!(found.contains(why), "{why} in\n{found}");
@@ -158,7 +158,7 @@ fn a_private_clusters_file_is_right_and_its_mistakes_say_why() {
         ("peers: []", peer("name: anna, publicKey: short, address: 10.99.1.1"), "not a public key of WireGuard"),
         ("peers: []", peer(&format!("name: anna, {key}, address: 10.99.0.9")), "for people begin at 10.99.1.0"),
         ("peers: []", "range: 10.0.0.0/22".to_owned(), "overlaps the private network 10.0.0.0/16"),
-        ("address: 10.0.0.2\n", "address: 10.0.0.11\n".to_owned(), "two servers have the address 10.0.0.11"),
+        ("address: 10.0.0.2\n", "address: 10.0.0.11\n".to_owned(), "the address 10.0.0.11 is given twice"),
         ("location: fsn1\n", "location: ash\n".to_owned(), "ash is in zone us-east"),
     ] {
         assert!(PRIVATE.contains(from), "{from}");
