@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use crate::ports::{
-    Cloud, ErrorCode, Firewall, Labels, Location, Network, PlacementGroup, PortError, PortResult, Prices,
+    Balancer, Cloud, ErrorCode, Firewall, FloatingIp, Labels, Location, Network, PlacementGroup, PortError, PortResult,
+    Prices,
     PrivateAddress, Server, ServerSpec, ServerStatus, SshKey, Subnet, Volume, VolumeSpec,
 };
 
@@ -34,6 +35,8 @@ pub(super) struct State {
     volumes: BTreeMap<u64, Volume>,
     pub(super) networks: BTreeMap<u64, Network>,
     pub(super) firewalls: BTreeMap<u64, Firewall>,
+    pub(super) balancers: BTreeMap<u64, Balancer>,
+    pub(super) floating: BTreeMap<u64, FloatingIp>,
     groups: BTreeMap<u64, PlacementGroup>,
     keys: BTreeMap<u64, SshKey>,
     user_data: BTreeMap<u64, String>,
@@ -91,6 +94,7 @@ impl FakeCloud {
     pub fn lose_servers_and_volumes(&self) {
         let mut state = self.lock();
         state.servers.clear();
+        state.floating.values_mut().for_each(|f| f.server = None);
         state.volumes.clear();
     }
 
@@ -121,7 +125,11 @@ impl State {
         self.last_id
     }
 
-    fn capacity(&self, location: &str) -> PortResult<()> {
+    pub(super) fn has_server(&self, id: u64) -> bool {
+        self.servers.contains_key(&id)
+    }
+
+    pub(super) fn capacity(&self, location: &str) -> PortResult<()> {
         if !LOCATIONS.iter().any(|(name, _)| *name == location) {
             return Err(PortError::new(ErrorCode::Invalid, format!("there is no location {location}")));
         }
@@ -251,6 +259,7 @@ impl Cloud for FakeCloud {
         for volume in state.volumes.values_mut().filter(|v| v.server == Some(id)) {
             volume.server = None;
         }
+        state.floating.values_mut().filter(|f| f.server == Some(id)).for_each(|f| f.server = None);
         state.log("delete_server", &server.name, false);
         Ok(())
     }

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -29,6 +30,14 @@ const PER_PAGE: u32 = 50;
 const PAGES_MAX: u32 = 10_000;
 /// Largest answer that is read.
 const ANSWER_MAX_BYTES: usize = 16 << 20;
+
+/// Requests of this process that only read, and others.
+static REQUESTS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+/// How many requests this process has sent: those that only read, and those that may change something. Repeated ones count.
+pub fn requests() -> (u64, u64) {
+    (REQUESTS[0].load(Ordering::Relaxed), REQUESTS[1].load(Ordering::Relaxed))
+}
 
 /// Sends requests with the token, within the budget, and repeats what may be repeated.
 pub(super) struct Http {
@@ -73,6 +82,7 @@ impl Http {
     /// One attempt.
     pub(super) async fn attempt(&self, method: &Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
         self.budget.take().await;
+        REQUESTS[usize::from(*method != Method::GET)].fetch_add(1, Ordering::Relaxed);
         // The semaphore is never closed.
         let _place = self.in_flight.acquire().await.ok();
         let mut request = self.client.request(method.clone(), format!("{}{path}", self.base));

@@ -5,8 +5,8 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use super::contract::{self, World};
-use super::contract_perimeter;
 use super::*;
+use super::{contract_front, contract_perimeter};
 use crate::ports::{Cloud, ErrorCode, Labels, PortError, VolumeSpec};
 
 #[async_trait]
@@ -64,6 +64,7 @@ async fn the_fake_keeps_the_contract() {
     let fake = FakeCloud::new();
     contract::run(&fake, &fake).await;
     contract_perimeter::run(&FakeCloud::new()).await;
+    contract_front::run(&FakeCloud::new()).await;
 }
 
 #[tokio::test]
@@ -71,6 +72,7 @@ async fn the_client_keeps_the_contract_against_the_lab() {
     let lab = Lab::start().await;
     contract::run(&lab.cloud(), &lab).await;
     contract_perimeter::run(&Lab::start().await.cloud()).await;
+    contract_front::run(&Lab::start().await.cloud()).await;
 }
 
 #[tokio::test]

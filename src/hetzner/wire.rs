@@ -6,8 +6,8 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Deserializer};
 
 use crate::ports::{
-    Firewall, Labels, Location, Network, PlacementGroup, PrivateAddress, Route, Server, ServerStatus, SshKey, Subnet,
-    Volume,
+    Balancer, Firewall, FloatingIp, Labels, Location, Network, PlacementGroup, PrivateAddress, Route, Server,
+    ServerStatus, SshKey, Subnet, Volume,
 };
 
 /// Null counts as absent.
@@ -94,12 +94,12 @@ macro_rules! labelled {
         }
     )*};
 }
-labelled!(Server, Volume, Network, PlacementGroup, SshKey, Firewall);
+labelled!(Server, Volume, Network, PlacementGroup, SshKey, Firewall, Balancer, FloatingIp);
 
 #[derive(Debug, Default, Deserialize)]
-struct Named {
+pub(super) struct Named {
     #[serde(default, deserialize_with = "lenient")]
-    name: String,
+    pub(super) name: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -134,9 +134,15 @@ struct WireDatacenter {
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct WirePublicNet {
+pub(super) struct WirePublicNet {
     #[serde(default)]
     ipv4: Option<WireIp>,
+}
+
+impl WirePublicNet {
+    pub(super) fn address(&self) -> Option<Ipv4Addr> {
+        self.ipv4.as_ref()?.ip
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -145,14 +151,14 @@ struct WireIp {
 }
 
 #[derive(Debug, Deserialize)]
-struct WirePrivateNet {
-    network: u64,
-    ip: Ipv4Addr,
+pub(super) struct WirePrivateNet {
+    pub(super) network: u64,
+    pub(super) ip: Ipv4Addr,
 }
 
 #[derive(Debug, Deserialize)]
-struct WireId {
-    id: u64,
+pub(super) struct WireId {
+    pub(super) id: u64,
 }
 
 impl Resource for WireServer {
@@ -174,7 +180,7 @@ impl Resource for WireServer {
             },
             location,
             server_type: self.server_type.name,
-            public_ipv4: self.public_net.ipv4.and_then(|v4| v4.ip),
+            public_ipv4: self.public_net.address(),
             private: self.private_net.iter().map(|p| PrivateAddress { network: p.network, address: p.ip }).collect(),
             volumes: self.volumes,
             placement_group: self.placement_group.map(|g| g.id),

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::{Perimeter, PortResult, Route};
+use super::{Front, Perimeter, PortResult, Route};
 
 /// Labels of a cloud resource.
 pub type Labels = BTreeMap<String, String>;
@@ -135,7 +135,7 @@ pub struct VolumeSpec {
 /// Creating calls are safe to repeat after an ambiguous answer: the adapter looks up the unique name before it posts
 /// again, and answers `Conflict` when the name belongs to something that does not carry the given labels.
 #[async_trait]
-pub trait Cloud: Perimeter {
+pub trait Cloud: Perimeter + Front {
     async fn locations(&self) -> PortResult<Vec<Location>>;
 
     /// All servers that match a label selector (empty: all of the project), over all pages.

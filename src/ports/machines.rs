@@ -39,6 +39,9 @@ pub struct NodeProbe {
     pub stale: BTreeMap<String, String>,
     /// When the first of its certificates ends.
     pub certificates_until: Option<jiff::Timestamp>,
+    /// Floating IPs that it has configured.
+    #[serde(default)]
+    pub front_addresses: BTreeSet<Ipv4Addr>,
 }
 
 /// A certificate on a machine.
@@ -100,6 +103,8 @@ pub trait Machines: Send + Sync {
     async fn start(&self, host: &Host, service: Service) -> PortResult<()>;
     /// Stops services in this order and keeps them stopped over a reboot; returns when they have ended.
     async fn stop(&self, host: &Host, services: &[Service]) -> PortResult<()>;
+    /// Configures these floating IPs and no others, over reboots too: the machine then answers at those routed to it.
+    async fn carry(&self, host: &Host, addresses: &[Ipv4Addr]) -> PortResult<()>;
     /// Unmounts etcd's volume and keeps it unmounted over a reboot.
     async fn unmount_etcd_volume(&self, host: &Host) -> PortResult<()>;
     /// Lets whoever holds this SSH key log in.
