@@ -19,6 +19,7 @@ pub mod drawing;
 pub mod drill;
 pub mod engine;
 pub mod etcd;
+pub mod front;
 pub mod hetzner;
 pub mod journal;
 pub mod kube;

@@ -1,5 +1,6 @@
 //! The machines of the cluster, through a shell: the scripts of the distribution, and what their exit codes mean.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,6 +92,7 @@ impl Machines for ShellMachines {
             certificates_until: probe.certificates_until.and_then(|t| t.parse().ok()),
             versions: probe.versions,
             stale: probe.stale,
+            front_addresses: probe.front,
         })
     }
 
@@ -180,6 +182,11 @@ impl Machines for ShellMachines {
         let units: Vec<&str> = services.iter().flat_map(|s| s.units()).copied().collect();
         let script = upstream::stop_script(&units);
         self.run(host, &format!("stopping {}", units.join(", ")), &script, PACKAGES).await.map(|_| ())
+    }
+
+    async fn carry(&self, host: &Host, addresses: &[Ipv4Addr]) -> PortResult<()> {
+        let script = upstream::carry_script(addresses);
+        self.run(host, "configuring floating IPs", &script, QUICK).await.map(|_| ())
     }
 
     async fn unmount_etcd_volume(&self, host: &Host) -> PortResult<()> {

@@ -6,10 +6,11 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
+use crate::config::Cluster;
 use crate::distribution::server_name;
 use crate::distribution::upstream::Role;
-use crate::plan::{Inventory, NAME_LABEL, ROLE_LABEL};
-use crate::ports::{Collection, ErrorCode, EtcdEndpoint, NodeProbe, PortResult, Server, SnapshotInfo};
+use crate::plan::{Inventory, NAME_LABEL, ROLE_LABEL, balancer_names, floating_ip_name};
+use crate::ports::{Collection, ErrorCode, EtcdEndpoint, NodeProbe, PortResult, SnapshotInfo};
 use crate::steps::{ServerOutput, World};
 
 /// How long one machine may take to answer before it counts as silent.
@@ -31,14 +32,21 @@ pub enum Depth {
 pub async fn observe(world: &World, depth: Depth) -> PortResult<Inventory> {
     let cluster = &world.cluster;
     let selector = world.selector();
-    let (servers, volumes, network, placement_group, ssh_key, firewalls) = tokio::try_join!(
-        world.cloud.servers(&selector),
+    // All of the project: who has a name that is needed is seen without asking for each.
+    let (all_servers, volumes, network, placement_group, ssh_key, firewalls, all_balancers, all_floating) = tokio::try_join!(
+        world.cloud.servers(""),
         world.cloud.volumes(&selector),
         world.cloud.network_by_name(&cluster.name),
         async { world.cloud.placement_group_by_name(&format!("{}-masters", cluster.name)).await },
         world.cloud.ssh_key_by_name(&cluster.name),
         world.cloud.firewalls(&selector),
+        world.cloud.balancers(""),
+        world.cloud.floating_ips(""),
     )?;
+    let (servers, others): (Vec<_>, Vec<_>) = all_servers.into_iter().partition(|s| world.owns(&s.labels));
+    let (balancers, other_balancers): (Vec<_>, Vec<_>) = all_balancers.into_iter().partition(|b| world.owns(&b.labels));
+    let (floating_ips, other_floating): (Vec<_>, Vec<_>) =
+        all_floating.into_iter().partition(|f| world.owns(&f.labels));
     let mut foreign = Vec::new();
     let mut check = |what: &str, owned: Option<bool>| {
         if owned == Some(false) {
@@ -48,7 +56,13 @@ pub async fn observe(world: &World, depth: Depth) -> PortResult<Inventory> {
     check("a network", network.as_ref().map(|n| world.owns(&n.labels)));
     check("a placement group", placement_group.as_ref().map(|g| world.owns(&g.labels)));
     check("an SSH key", ssh_key.as_ref().map(|k| world.owns(&k.labels)));
-    foreign.extend(foreign_servers(world, &servers).await?);
+    let names = needed_names(cluster);
+    let other_servers = others.iter().map(|s| ("server", &s.name));
+    let other_balancers = other_balancers.iter().map(|b| ("load balancer", &b.name));
+    let taken = other_servers.chain(other_balancers).chain(other_floating.iter().map(|f| ("floating IP", &f.name)));
+    for (kind, name) in taken.filter(|taken| names.contains(&(taken.0, taken.1.clone()))) {
+        foreign.push(format!("a {kind} named {name} exists that does not carry this cluster's label"));
+    }
 
     let (mirrored, snapshots, secrets) = tokio::try_join!(mirrored(world), snapshots(world), world.vault.load())?;
     let mut inventory = Inventory {
@@ -59,6 +73,8 @@ pub async fn observe(world: &World, depth: Depth) -> PortResult<Inventory> {
         placement_group,
         ssh_key,
         firewalls,
+        balancers,
+        floating_ips,
         foreign,
         probes: BTreeMap::new(),
         silent: BTreeMap::new(),
@@ -81,21 +97,12 @@ pub async fn observe(world: &World, depth: Depth) -> PortResult<Inventory> {
     Ok(inventory)
 }
 
-/// Servers with names the cluster needs that are not the cluster's.
-async fn foreign_servers(world: &World, owned: &[Server]) -> PortResult<Vec<String>> {
-    let cluster = &world.cluster;
-    let names = cluster.masters.iter().map(|m| &m.name).chain(cluster.workers.iter().map(|w| &w.name));
-    let names = names.chain(cluster.vpn.iter().map(|v| &v.name));
-    let mut foreign = Vec::new();
-    for name in names.map(|n| server_name(cluster, n)) {
-        if owned.iter().any(|s| s.name == name) {
-            continue;
-        }
-        if world.cloud.server_by_name(&name).await?.is_some() {
-            foreign.push(format!("a server named {name} exists that does not carry this cluster's label"));
-        }
-    }
-    Ok(foreign)
+/// Kind and name of all that has a name of the cluster's own.
+fn needed_names(cluster: &Cluster) -> Vec<(&'static str, String)> {
+    let servers = cluster.masters.iter().map(|m| &m.name).chain(cluster.workers.iter().map(|w| &w.name));
+    let servers = servers.chain(cluster.vpn.iter().map(|v| &v.name)).map(|n| ("server", server_name(cluster, n)));
+    let floating = cluster.floating_ips().iter().map(|f| ("floating IP", floating_ip_name(cluster, f)));
+    servers.chain(floating).chain(balancer_names(cluster).into_iter().map(|name| ("load balancer", name))).collect()
 }
 
 async fn snapshots(world: &World) -> PortResult<Vec<SnapshotInfo>> {

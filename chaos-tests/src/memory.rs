@@ -5,6 +5,7 @@ mod dialed;
 mod kept;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use hk_dr::distribution::upstream::{NODE_FILE, NodeRecord, Role};
 use hk_dr::hetzner::FakeCloud;
 use hk_dr::ports::{
     Binary, ByteStream, CertificateFound, ClientTls, Clock, Cloud, Dialer, ErrorCode, Etcd, EtcdEndpoint, EtcdRestore,
-    Host, Kube, Machines, NodeProbe, PortError, PortResult, RecoverySet, RemoteFile, ServerStatus, Service,
+    Host, Kube, Machines, NodeProbe, Perimeter, PortError, PortResult, RecoverySet, RemoteFile, ServerStatus, Service,
     SnapshotInfo,
 };
 use hk_dr::s3::MemoryStore;
@@ -48,6 +49,8 @@ pub struct Machine {
     pub overwritten: u32,
     /// How often a volume was taken away while it was mounted.
     pub torn: u32,
+    /// Floating IPs that it has configured.
+    pub front: BTreeSet<Ipv4Addr>,
 }
 
 /// etcd as its majority knows it: members by id, with name (empty until started) and peer URL.
@@ -234,7 +237,9 @@ impl MemoryWorld {
         let vpn = self.cluster.vpn.as_ref().filter(|_| !of_copy(name));
         if let Some(vpn) = vpn.map(|v| format!("{}-{}", self.cluster.name, v.name))
             && self.cloud.server_by_name(&vpn).await?.is_none()
-            && self.cloud.server_by_name(name).await?.is_none_or(|s| s.public_ipv4.is_none())
+            // A public address helps only as long as no firewall is in front of it.
+            && (self.cloud.firewall_by_name(&self.cluster.name).await?.is_some()
+                || self.cloud.server_by_name(name).await?.is_none_or(|s| s.public_ipv4.is_none()))
         {
             return Err(PortError::new(ErrorCode::Unreachable, format!("no way to {name} without {vpn}")));
         }
@@ -332,6 +337,7 @@ impl Machines for MemoryWorld {
                 stale: stale.map(|(program, runs)| (program.clone(), runs.clone())).collect(),
                 versions,
                 certificates_until: until,
+                front_addresses: m.front.clone(),
             })
         })
         .await
@@ -419,6 +425,14 @@ impl Machines for MemoryWorld {
         self.change(host, |m| {
             m.services.retain(|s| !services.contains(s));
             m.running.retain(|program, _| !services.iter().any(|s| s.units().contains(&program.as_str())));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn carry(&self, host: &Host, addresses: &[Ipv4Addr]) -> PortResult<()> {
+        self.change(host, |m| {
+            m.front = addresses.iter().copied().collect();
             Ok(())
         })
         .await

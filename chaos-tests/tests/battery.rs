@@ -10,22 +10,26 @@ use hk_dr::drawing::{Course, Wanted, draw_plan, look_for_drift, world_of};
 use hk_dr::engine::{Engine, Open, Run, RunError, Silent};
 use hk_dr::journal::{JournalError, MemoryJournal, RunStatus};
 use hk_dr::plan::{DestroyChoice, Plan, RebuildChoice, RunbookChoice, works_on_copy};
-use hk_dr::ports::{Cloud, ObjectStore, Perimeter};
+use hk_dr::ports::{Cloud, Front, ObjectStore, Perimeter};
 use hk_dr::steps::Registry;
 
 #[path = "battery/abort.rs"]
 mod abort;
 #[path = "battery/copy.rs"]
 mod copy;
+#[path = "battery/front.rs"]
+mod front;
 #[path = "battery/life.rs"]
 mod life;
+#[path = "battery/private.rs"]
+mod private;
 
 fn cluster() -> Cluster {
     parse(include_str!("../../examples/demo/cluster.yaml"), "cluster.yaml").expect("the demo's cluster is right")
 }
 
-/// Nothing but the VPN host has a public address.
-fn private() -> Cluster {
+/// Masters have no public address; clients arrive at load balancers and a floating IP.
+fn private_cluster() -> Cluster {
     parse(include_str!("../../examples/private/cluster.yaml"), "cluster.yaml").expect("the example is right")
 }
 
@@ -62,6 +66,8 @@ struct Outcome {
     objects: Vec<String>,
     /// Firewalls with how many rules and selectors they have, and the network's routes.
     perimeter: Vec<String>,
+    /// Load balancers and floating IPs, and who has them.
+    front: Vec<String>,
 }
 
 async fn outcome(world: &MemoryWorld) -> Outcome {
@@ -76,6 +82,9 @@ async fn outcome(world: &MemoryWorld) -> Outcome {
                 // Device names carry the volume's id, which differs between runs.
                 // Secrets differ between runs, and digests with them.
                 let machine = Machine { mounted: machine.mounted.map(|_| "mounted".into()), digest: None, ..machine };
+                // Addresses are given in the order of asking.
+                let front = machine.front.iter().map(|_| std::net::Ipv4Addr::UNSPECIFIED).collect();
+                let machine = Machine { front, ..machine };
                 (s.name, (s.location, Machine { data: machine.data.clone().map(|d| d[..2].to_owned()), ..machine }))
             })
             .collect(),
@@ -85,6 +94,7 @@ async fn outcome(world: &MemoryWorld) -> Outcome {
         members: world.members().into_values().collect::<BTreeSet<_>>(),
         objects: world.objects(),
         perimeter: perimeter(world).await,
+        front: arrivals(world).await,
     }
 }
 
@@ -99,6 +109,21 @@ async fn perimeter(world: &MemoryWorld) -> Vec<String> {
     }
     perimeter.sort();
     perimeter
+}
+
+async fn arrivals(world: &MemoryWorld) -> Vec<String> {
+    let servers = world.cloud.servers("").await.expect("listed");
+    let balancers = world.cloud.balancers("").await.expect("listed").into_iter().map(|b| {
+        let at: Vec<_> = b.private.iter().map(|p| p.address).collect();
+        format!("{} public {} at {at:?} {:?} {:?}", b.name, b.public_ipv4.is_some(), b.services, b.targets)
+    });
+    let floating = world.cloud.floating_ips("").await.expect("listed").into_iter().map(|f| {
+        let holder = f.server.map(|id| servers.iter().find(|s| s.id == id).map(|s| s.name.clone()));
+        format!("{} at {holder:?}", f.name)
+    });
+    let mut front: Vec<String> = balancers.chain(floating).collect();
+    front.sort();
+    front
 }
 
 /// A world before the run: empty for a build; for a rebuild, what a half-lost cluster left.
@@ -429,18 +454,7 @@ async fn a_build_that_is_planned_again_still_looks_at_the_machines() {
     assert_eq!(kinds(&again), kinds(&first), "planned again or for the first time, it finds the same to do");
 }
 
-#[tokio::test]
-async fn a_private_cluster_survives_death_after_every_event_of_its_build() {
-    battery_of(&private(), Wanted::Build).await;
-}
-
-#[tokio::test]
-async fn a_private_cluster_survives_death_after_every_event_of_its_rebuild_and_destruction() {
-    battery_of(&private(), Wanted::Rebuild(RebuildChoice::default())).await;
-    battery_of(&private(), Wanted::Destroy(DestroyChoice { volumes: true, backups: true })).await;
-}
-
-/// A private cluster that is built, and a look at what a second build would do.
+/// A cluster that is built, and a look at what a second build would do.
 async fn built(cluster: &Cluster) -> MemoryWorld {
     let world = MemoryWorld::new(cluster, false);
     let plan = draw(&world, &Wanted::Build).await;
@@ -448,63 +462,4 @@ async fn built(cluster: &Cluster) -> MemoryWorld {
     let again = draw(&world, &Wanted::Build).await;
     assert!(again.steps.is_empty(), "a second build has something to do: {:?}", again.steps);
     world
-}
-
-#[tokio::test]
-async fn what_was_opened_by_hand_is_drift_and_the_next_build_closes_it() {
-    let cluster = private();
-    let world = built(&cluster).await;
-    let firewall = world.cloud.firewall_by_name("private").await.expect("asked").expect("it is there");
-    let open = hk_dr::ports::FirewallRule {
-        direction: "in".into(),
-        protocol: "tcp".into(),
-        port: Some("6443".into()),
-        networks: vec!["0.0.0.0/0".into()],
-        description: "just for a moment".into(),
-    };
-    world.cloud.set_firewall_rules(firewall.id, &[open]).await.expect("changed");
-    let network = world.cloud.network_by_name("private").await.expect("asked").expect("it is there");
-    world.cloud.delete_route(network.id, &network.routes[0]).await.expect("changed");
-    let (_, drifts) = look_for_drift(&world.world(), "ssh-ed25519 AAAA").await.expect("looked");
-    let found: Vec<&str> = drifts.iter().map(|d| d.found.as_str()).collect();
-    assert_eq!(found, ["no route", "it also lets pass tcp 6443 from 0.0.0.0/0"], "{drifts:?}");
-    let plan = draw(&world, &Wanted::Build).await;
-    let mut kinds: Vec<&str> = plan.steps.iter().map(|s| s.kind.as_str()).collect();
-    kinds.sort_unstable();
-    assert_eq!(kinds, ["firewall.provide", "machine.ready", "network.route", "vpn.configure"]);
-    process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
-    assert!(draw(&world, &Wanted::Build).await.steps.is_empty());
-}
-
-/// Servers that are reached at public addresses must not be cut off before the VPN is there.
-#[tokio::test]
-async fn a_public_cluster_that_gets_a_vpn_is_closed_last() {
-    let mut open = private();
-    open.network.public_ipv4 = hk_dr::config::PublicIpv4::All;
-    let closed = open.clone();
-    (open.vpn, open.firewall) = (None, None);
-    let world = built(&open).await;
-    let world = world.with(&closed);
-    let plan = draw(&world, &Wanted::Build).await;
-    let closing = plan.steps.iter().find(|s| s.id == "firewall").expect("the firewall over all");
-    assert_eq!(closing.needs, ["configure/private-vpn"]);
-    assert!(plan.steps.iter().any(|s| s.id == "firewall-vpn" && s.needs.is_empty()));
-}
-
-/// Without the VPN host no server can be looked at: nothing may be concluded from their silence.
-#[tokio::test]
-async fn a_lost_vpn_host_is_made_anew_and_nothing_else_is_touched() {
-    let world = built(&private()).await;
-    let before = world.machines().await;
-    let host = world.cloud.server_by_name("private-vpn").await.expect("asked").expect("it is there");
-    world.cloud.delete_server(host.id).await.expect("deleted");
-    let plan = draw(&world, &Wanted::Build).await;
-    let mut ids: Vec<&str> = plan.steps.iter().map(|s| s.id.as_str()).collect();
-    ids.sort_unstable();
-    assert_eq!(ids, ["configure/private-vpn", "ready/private-vpn", "server/private-vpn"]);
-    assert!(plan.findings.iter().any(|f| f.starts_with(hk_dr::plan::ONLY_THE_WAY_IN)), "{:?}", plan.findings);
-    process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
-    assert!(draw(&world, &Wanted::Build).await.steps.is_empty());
-    let after = world.machines().await;
-    assert!(before.iter().filter(|(name, _)| *name != "private-vpn").all(|(name, machine)| after[name] == *machine));
 }

@@ -1,5 +1,6 @@
 mod burden;
 mod drills;
+mod front;
 mod history;
 mod lab;
 mod replace;
@@ -67,6 +68,7 @@ fn benches() -> Vec<Bench> {
         history::HISTORY,
         drills::DRILLS,
         replace::REPLACE,
+        front::FRONT,
         service::SERVICE,
         burden::BURDEN,
         sizes::SIZES,

@@ -57,7 +57,9 @@ pub(super) fn dry_run(context: &Context, wanted: &Wanted) -> Result<(), CliError
 /// Says how it ended.
 pub(super) fn report(context: &Context, run: Option<&str>, what: &str) {
     if context.global.json {
-        println!("{}", serde_json::json!({"changed": run.is_some(), "run": run}));
+        let (reads, writes) = crate::hetzner::requests();
+        let cloud = serde_json::json!({"reads": reads, "writes": writes});
+        println!("{}", serde_json::json!({"changed": run.is_some(), "run": run, "cloud": cloud}));
     } else {
         match run {
             None => println!("Nothing to do: {what}."),

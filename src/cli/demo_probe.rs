@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::connect::connect;
 use super::{CliError, Context, ExitKind};
+use crate::demo::front::start_behind_front;
 use crate::demo::proofs::{Before, prove};
 use crate::demo::recovery::await_recovery;
 use crate::demo::uses::{Notes, start_web, use_cluster};
@@ -24,6 +25,8 @@ pub struct Args {
 enum Probe {
     /// Puts a web pod into the cluster that is being built and waits for its answer.
     Web,
+    /// Puts pods at 443 of every worker into the cluster that is being built and waits for their answer through its front.
+    Front,
     /// Writes what the team would miss and notes what must survive.
     Use {
         #[arg(long)]
@@ -74,6 +77,7 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     context.block_on(async {
         match args.probe {
             Probe::Web => print(&start_web(world).await?),
+            Probe::Front => print(&start_behind_front(world).await?),
             Probe::Use { notes } => print(&use_cluster(world, &notes).await?),
             Probe::Canaries { log } => Ok(canary::write_canaries(world, &log).await?),
             Probe::KeepDisk { to } => Ok(disk::keep(world, &shell()?, last, &to).await?),

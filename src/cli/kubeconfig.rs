@@ -30,12 +30,16 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let world = &connected.world;
     let text = context.block_on(async {
         let mut servers = Vec::new();
+        // Its address is private: without a VPN nobody's kubectl gets there.
+        if let Some(address) = world.cluster.api_balancer().filter(|_| world.cluster.vpn.is_some()) {
+            servers.push(("api".to_owned(), address));
+        }
         for master in &world.cluster.masters {
             if let Some(server) = world.cloud.server_by_name(&server_name(&world.cluster, &master.name)).await? {
                 servers.push((master.name.clone(), ServerOutput::of(&world.cluster, &server)?.address));
             }
         }
-        if servers.is_empty() {
+        if !servers.iter().any(|(name, _)| name != "api") {
             let message = format!("no master of cluster {} exists in the cloud", world.cluster.name);
             return Err(CliError::new(ExitKind::Data, message).hint("`hk-dr status` shows what there is"));
         }
@@ -60,8 +64,8 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
-/// One context a master, so that another one can be asked when the first does not answer. Servers are reached by address
-/// and believed by the API's one name.
+/// First the load balancer, if there is one; then a context a master, so that another one can be asked when the first does not
+/// answer. All are reached by address and believed by the API's one name.
 fn render(cluster: &str, servers: &[(String, std::net::Ipv4Addr)], tls: &ClientTls) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::from("apiVersion: v1\nkind: Config\n"));
     let ca = BASE64_STANDARD.encode(&tls.ca_pem);

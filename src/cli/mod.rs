@@ -23,6 +23,7 @@ mod doctor;
 mod drift;
 mod drive;
 mod error;
+mod front;
 mod get;
 mod hold;
 mod init;
@@ -111,6 +112,7 @@ enum Command {
     Webhooks(webhooks::Args),
     Volume(volume::Args),
     Vpn(vpn::Args),
+    Front(front::Args),
     Scan(scan::Args),
     #[command(hide = true)]
     ScanPorts(scan::PortsArgs),
@@ -204,6 +206,7 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Webhooks(args) => webhooks::run(&args, context),
         Command::Volume(args) => volume::run(&args, context),
         Command::Vpn(args) => vpn::run(args, context),
+        Command::Front(args) => front::run(&args, context),
         Command::Scan(args) => scan::run(&args, context),
         Command::ScanPorts(args) => scan::ports(&args, context),
         Command::Init(args) => init::run(args, context),

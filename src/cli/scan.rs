@@ -4,7 +4,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::{CliError, Context, ExitKind};
-use crate::plan::{OWNER_LABEL, open_to_the_world};
+use crate::config::INGRESS_PORT;
+use crate::plan::{OWNER_LABEL, ROLE_LABEL, open_at};
 use crate::scan::{Answer, Manner, Thoroughness, scan};
 
 /// Try from outside what answers at the cluster's public addresses; exit 2 if anything does that Git did not open.
@@ -79,16 +80,33 @@ fn look(
 ) -> Result<Found, CliError> {
     let world = &connected.world;
     let selector = format!("{OWNER_LABEL}=={}", world.cluster.name);
-    let servers = context.block_on(world.cloud.servers(&selector))?;
-    let addresses: BTreeMap<Ipv4Addr, String> =
-        servers.iter().filter_map(|s| Some((s.public_ipv4?, s.name.clone()))).collect();
+    let cluster = &world.cluster;
+    let (servers, balancers, floating) = context.block_on(async {
+        let cloud = &world.cloud;
+        tokio::try_join!(cloud.servers(&selector), cloud.balancers(&selector), cloud.floating_ips(&selector))
+    })?;
+    // Whose address it is, and what may answer there.
+    let mut declared: BTreeMap<Ipv4Addr, (String, BTreeSet<u16>)> = BTreeMap::new();
+    for server in &servers {
+        let role = server.labels.get(ROLE_LABEL).map_or("", String::as_str);
+        declared.extend(server.public_ipv4.map(|a| (a, (server.name.clone(), open_at(cluster, role)))));
+    }
+    let ingress = || BTreeSet::from([INGRESS_PORT]);
+    declared.extend(balancers.iter().filter_map(|b| Some((b.public_ipv4?, (b.name.clone(), ingress())))));
+    declared.extend(floating.iter().map(|f| (f.address, (f.name.clone(), ingress()))));
+    declared.remove(&Ipv4Addr::UNSPECIFIED);
+    let addresses: BTreeMap<Ipv4Addr, String> = declared.iter().map(|(a, (name, _))| (*a, name.clone())).collect();
     let targets: Vec<Ipv4Addr> = addresses.keys().copied().collect();
     let answers = match &prober.prober {
         Some(command) => from_outside(command, &targets, all)?,
         None => context.block_on(scan(&targets, thoroughness(all, None, None))).map_err(|e| failed(&e))?,
     };
-    let declared = open_to_the_world(&world.cluster);
-    let (expected, surprises) = answers.into_iter().partition(|a| declared.contains(&a.port));
+    // Where 443 is let in, a worker without an ingress controller refuses: that is no hole.
+    let may = |a: &Answer| declared.get(&a.address).is_some_and(|(_, open)| open.contains(&a.port));
+    // A load balancer is the provider's own machine: that it refuses what it has no service for is no hole of the cluster's.
+    let balanced = |a: &Answer| balancers.iter().any(|b| b.public_ipv4 == Some(a.address));
+    let (expected, surprises) =
+        answers.into_iter().filter(|a| !(a.manner == Manner::Refused && balanced(a))).partition(may);
     Ok(Found { addresses, all_ports: all, expected, surprises })
 }
 

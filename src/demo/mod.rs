@@ -11,6 +11,7 @@ pub mod canary;
 pub mod compare;
 pub mod disk;
 mod error;
+pub mod front;
 pub mod loss;
 pub mod objects;
 pub mod proofs;

@@ -31,11 +31,11 @@ const SECRETS: usize = 30;
 const CONFIG_MAPS: usize = 100;
 /// Requests under way at once.
 const AT_ONCE: usize = 8;
-const SERVERS_WITHIN: Duration = Duration::from_secs(180);
-const API_WITHIN: Duration = Duration::from_secs(300);
+pub(super) const SERVERS_WITHIN: Duration = Duration::from_secs(180);
+pub(super) const API_WITHIN: Duration = Duration::from_secs(300);
 /// Between two looks at a cluster that is being built.
 const ASK_EVERY: Duration = Duration::from_millis(200);
-const POD_WITHIN: Duration = Duration::from_secs(120);
+pub(super) const POD_WITHIN: Duration = Duration::from_secs(120);
 /// How the API server marks what it encrypted before it gave it to etcd.
 const ENCRYPTED: &[u8] = b"k8s:enc:";
 /// A token that outlives any demo, in seconds.
@@ -129,13 +129,13 @@ pub async fn start_web(world: &World) -> Result<Answered, DemoError> {
     Ok(Answered { at: world.clock.now(), said: format!("{said}, at {worker}:{NODE_PORT}") })
 }
 
-fn is_ready(node: &Value) -> bool {
+pub(super) fn is_ready(node: &Value) -> bool {
     let conditions = node["status"]["conditions"].as_array();
     conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
 }
 
 /// Asks until there is something. Errors mean "not yet", until the deadline.
-async fn within<T, F: Future<Output = PortResult<Option<T>>>>(
+pub(super) async fn within<T, F: Future<Output = PortResult<Option<T>>>>(
     deadline: Duration,
     what: &str,
     mut ask: impl FnMut() -> F,
@@ -170,7 +170,7 @@ pub async fn use_cluster(world: &World, notes_path: &Path) -> Result<Vec<Check>,
     Ok(checks)
 }
 
-fn core(plural: &str, namespace: Option<&str>) -> Collection {
+pub(super) fn core(plural: &str, namespace: Option<&str>) -> Collection {
     Collection { api_version: "v1".into(), plural: plural.into(), namespace: namespace.map(Into::into) }
 }
 

@@ -40,7 +40,7 @@ pub fn copy_name(cluster: &Cluster) -> String {
 pub fn copied(cluster: &Cluster, runbook: &Runbook, location: Option<&str>) -> Result<Cluster, PlanError> {
     let mut copy = cluster.clone();
     copy.name = copy_name(cluster);
-    (copy.vpn, copy.firewall) = (None, None);
+    (copy.vpn, copy.firewall, copy.front) = (None, None, None);
     copy.network.public_ipv4 = PublicIpv4::All;
     let declared = cluster.masters.iter().map(|m| &m.location).chain(cluster.workers.iter().map(|w| &w.location));
     let known: BTreeSet<&String> = declared.chain(&cluster.fallback_locations).collect();
@@ -98,6 +98,8 @@ pub fn plan_copy(
         placement_group: None,
         ssh_key: None,
         firewalls: Vec::new(),
+        balancers: Vec::new(),
+        floating_ips: Vec::new(),
         ..inventory.clone()
     };
     let fresh = Basis { inventory: &nothing, ..basis.clone() };

@@ -33,10 +33,14 @@ pub fn plan_destroy(basis: &Basis<'_>, choice: DestroyChoice) -> Plan {
         draft.add(format!("volume/{}", volume.name), &params, &servers, title, "asked for twice", 180);
     }
     draft.no_firewalls(owned, &servers, reason);
+    draft.no_front(owned, &servers, reason);
     if let Some(network) = inventory.network.as_ref().filter(|n| owned(&n.labels)) {
         let params = NetworkDelete { id: network.id, name: network.name.clone() };
         let title = format!("delete network {} ({})", network.name, network.range);
-        draft.add("network", &params, &servers, title, reason, 120);
+        let balancers = inventory.balancers.iter().map(|b| format!("no-balancer/{}", b.name));
+        let users: Vec<String> = servers.iter().map(|s| (*s).to_owned()).chain(balancers).collect();
+        let users: Vec<&str> = users.iter().map(String::as_str).collect();
+        draft.add("network", &params, &users, title, reason, 120);
     }
     if let Some(group) = inventory.placement_group.as_ref().filter(|g| owned(&g.labels)) {
         let params = PlacementGroupDelete { id: group.id, name: group.name.clone() };

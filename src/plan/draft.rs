@@ -81,8 +81,12 @@ impl<'a> Draft<'a> {
         let mut findings = Vec::new();
         let mut locations = BTreeMap::new();
         let vpn: Vec<_> = cluster.vpn.iter().map(|v| (v.name.as_str(), v.location.as_str())).collect();
-        for wanted in [masters, workers, vpn] {
-            for (name, location) in place(&wanted, stay, &cluster.fallback_locations, basis.unavailable)? {
+        // Full names, which no server's short name is.
+        let (arrivals, there) = (super::front::arrivals(cluster), super::front::where_they_are(basis.inventory));
+        let arrivals: Vec<_> = arrivals.iter().map(|(name, location)| (name.as_str(), *location)).collect();
+        let stay: BTreeMap<&str, &str> = stay.iter().chain(&there).map(|(name, location)| (*name, *location)).collect();
+        for wanted in [masters, workers, vpn, arrivals] {
+            for (name, location) in place(&wanted, &stay, &cluster.fallback_locations, basis.unavailable)? {
                 let declared = wanted.iter().find(|(n, _)| *n == name).map_or(location, |(_, l)| l);
                 if declared != location {
                     findings.push(format!("{name} goes to {location}: {declared} has no capacity"));
@@ -183,7 +187,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Network, firewalls, placement group and SSH key.
+    /// Network, firewalls, placement group, SSH key, load balancers and floating IPs.
     pub fn foundation(&mut self) {
         self.perimeter();
         let (cluster, inventory) = (self.basis.cluster, self.basis.inventory);
@@ -209,6 +213,7 @@ impl<'a> Draft<'a> {
                 SshKeyCreate { name: cluster.name.clone(), public_key: self.basis.ssh_public_key.into(), labels };
             self.add("ssh-key", &params, &[], "register the cluster's SSH key", "it is not registered", 120);
         }
+        self.front();
     }
 
     /// A server, until it answers. `after` are steps that must be done before it may exist.

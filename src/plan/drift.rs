@@ -3,6 +3,9 @@
 use serde::Serialize;
 
 use super::draft::{Basis, volume_name};
+use super::front::{
+    balancer_differences, carried, floating_ip_name, found_floating_ip, undeclared, unfit, wanted_balancers,
+};
 use super::perimeter::{differences, wanted_firewalls};
 use super::vpn::way_out;
 use super::{NAME_LABEL, OWNER_LABEL, ROLE_LABEL};
@@ -29,6 +32,7 @@ pub const RETIRED_LABEL: &str = "hk-dr/retired";
 pub fn drift(basis: &Basis<'_>) -> Vec<Drift> {
     let mut found = Comparison { basis, drifts: Vec::new() };
     found.foundation();
+    found.front();
     found.servers();
     found.volumes();
     found.members();
@@ -103,6 +107,53 @@ impl Comparison<'_> {
                     );
                 }
             }
+        }
+    }
+
+    fn front(&mut self) {
+        let (cluster, inventory) = (self.basis.cluster, self.basis.inventory);
+        let network = inventory.network.as_ref().map(|n| n.id);
+        for (_, wanted) in wanted_balancers(cluster) {
+            let what = format!("load balancer {}", wanted.name);
+            let Some(found) = inventory.balancers.iter().find(|b| b.name == wanted.name) else {
+                self.add(what, format!("one in {}", wanted.location), "it does not exist", BUILD);
+                continue;
+            };
+            for difference in balancer_differences(&wanted, found, network) {
+                self.add(&what, "as cluster.yaml says", difference, BUILD);
+            }
+            let fallback = cluster.fallback_locations.contains(&found.location);
+            if (found.location != wanted.location && !fallback) || found.balancer_type != wanted.balancer_type {
+                let declared = format!("{} in {}", wanted.balancer_type, wanted.location);
+                let mend =
+                    "correct cluster.yaml; or delete it in the cloud, then hk-dr build: its public address changes";
+                self.add(&what, declared, format!("{} in {}", found.balancer_type, found.location), mend);
+            }
+        }
+        for config in cluster.floating_ips() {
+            let what = format!("floating IP {}", floating_ip_name(cluster, config));
+            let Some(found) = found_floating_ip(cluster, inventory, config) else {
+                self.add(what, format!("one in {}", config.location), "it does not exist", BUILD);
+                continue;
+            };
+            let holder = found.server.and_then(|id| inventory.servers.iter().find(|s| s.id == id));
+            if let Some(why) = unfit(cluster, inventory, holder) {
+                self.add(&what, "at a worker that is well", why, BUILD);
+            }
+        }
+        let carried = carried(cluster, inventory);
+        for worker in &cluster.workers {
+            let full = server_name(cluster, &worker.name);
+            let Some(probe) = inventory.probes.get(&full).filter(|p| p.front_addresses != carried) else { continue };
+            let words = |addresses: &std::collections::BTreeSet<std::net::Ipv4Addr>| {
+                let all: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                if all.is_empty() { "none".to_owned() } else { all.join(", ") }
+            };
+            self.add(format!("floating IPs on {full}"), words(&carried), words(&probe.front_addresses), BUILD);
+        }
+        for (name, kind) in undeclared(self.basis) {
+            let mend = "declare it in cluster.yaml, or delete it in the cloud";
+            self.add(format!("{kind} {name}"), "nothing", format!("a {kind} with this cluster's label"), mend);
         }
     }
 

@@ -3,7 +3,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::ports::{Firewall, Member, Network, NodeProbe, PlacementGroup, Server, SnapshotInfo, SshKey, Volume};
+use crate::ports::{
+    Balancer, Firewall, FloatingIp, Member, Network, NodeProbe, PlacementGroup, Server, SnapshotInfo, SshKey, Volume,
+};
 
 /// What was observed of a cluster. Servers and volumes are those that carry its label.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -15,6 +17,10 @@ pub struct Inventory {
     pub placement_group: Option<PlacementGroup>,
     pub ssh_key: Option<SshKey>,
     pub firewalls: Vec<Firewall>,
+    #[serde(default)]
+    pub balancers: Vec<Balancer>,
+    #[serde(default)]
+    pub floating_ips: Vec<FloatingIp>,
     /// Names the cluster needs that belong to someone else, as sentences.
     pub foreign: Vec<String>,
     /// What each server that answered says of itself, by server name.

@@ -9,6 +9,7 @@ mod destroy;
 mod draft;
 mod drift;
 mod evacuate;
+mod front;
 mod guards;
 mod inventory;
 pub mod params;
@@ -34,8 +35,9 @@ pub use copy::{BesideProduction, COPY_LABEL, copied, copy_name, plan_copy, works
 pub use destroy::{DestroyChoice, plan_destroy};
 pub use draft::{Basis, LINEAGE_LABEL, NAME_LABEL, OWNER_LABEL, ROLE_LABEL};
 pub use drift::{Drift, drift};
+pub use front::{balancer_differences, balancer_names, floating_ip_name};
 pub use inventory::Inventory;
-pub use perimeter::{open_to_the_world, same_rules};
+pub use perimeter::{open_at, same_rules};
 pub use rebuild::{RebuildChoice, plan_rebuild};
 pub use reversal::{Reversal, point_of_no_return, reversal, reversal_in};
 pub use roll::plan_certificates;

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::distribution::upstream::EtcdState;
-use crate::ports::{Binary, EtcdRestore, FirewallRule, Labels};
+use crate::ports::{BalancerService, BalancerTarget, Binary, EtcdRestore, FirewallRule, Labels};
 
 /// Names the step kind that takes these parameters.
 pub trait Params: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -44,6 +44,30 @@ params! {
     "firewall.delete" v 1 => FirewallDelete { id: u64, name: String }
     /// Routes what leaves the private network through one of its servers.
     "network.route" v 1 => RouteProvide { network: String, destination: String, gateway: Ipv4Addr }
+    /// Creates a load balancer, or gives it back its address, services and targets.
+    "balancer.provide" v 1 => BalancerProvide {
+        name: String, balancer_type: String, location: String,
+        /// Whether it has a public interface.
+        public: bool,
+        network: String,
+        /// In the network.
+        address: Ipv4Addr,
+        services: Vec<BalancerService>, target: BalancerTarget, labels: Labels,
+    }
+    /// Deletes a load balancer of this cluster.
+    "balancer.delete" v 1 => BalancerDelete { id: u64, name: String }
+    /// Creates a floating IP that is routed nowhere yet.
+    "floating_ip.provide" v 1 => FloatingIpProvide { name: String, location: String, labels: Labels }
+    /// Routes a floating IP to a server.
+    "floating_ip.assign" v 1 => FloatingIpAssign {
+        name: String, server: String,
+        /// Servers that may have it as well: who watches over it may have chosen one since.
+        fine: Vec<String>,
+    }
+    /// Deletes a floating IP of this cluster.
+    "floating_ip.delete" v 1 => FloatingIpDelete { id: u64, name: String }
+    /// Configures floating IPs, and no others, inside a worker.
+    "front.configure" v 1 => FrontConfigure { server: String, floating_ips: Vec<String> }
     /// Makes the VPN host what Git declares.
     "vpn.configure" v 1 => VpnConfigure { server: String }
     /// Creates the spread placement group.

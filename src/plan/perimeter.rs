@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::draft::{Draft, OWNER_LABEL, ROLE_LABEL};
 use super::params::{FirewallDelete, FirewallProvide};
-use crate::config::Cluster;
+use crate::config::{Cluster, INGRESS_PORT};
 use crate::distribution::API_PORT;
 use crate::ports::{Firewall, FirewallRule, Labels};
 
@@ -42,9 +42,19 @@ pub(super) fn wanted_firewalls(cluster: &Cluster) -> Vec<WantedFirewall> {
         wanted.push(WantedFirewall {
             step: VPN,
             name: format!("{}-vpn", cluster.name),
-            selector: format!("{all},{ROLE_LABEL}==vpn"),
+            selector: of_role(cluster, "vpn"),
             rules: vec![inward("udp", vpn.port, WORLD.map(String::from).into(), "WireGuard")],
             lets_in: format!("WireGuard on UDP port {}", vpn.port),
+        });
+    }
+    // Any worker may have a floating IP at any moment: a move is one call, and no rule is changed for it.
+    if !cluster.floating_ips().is_empty() {
+        wanted.push(WantedFirewall {
+            step: INGRESS,
+            name: format!("{}-ingress", cluster.name),
+            selector: of_role(cluster, "worker"),
+            rules: vec![inward("tcp", INGRESS_PORT, WORLD.map(String::from).into(), "ingress")],
+            lets_in: format!("TCP {INGRESS_PORT}"),
         });
     }
     wanted.push(WantedFirewall { step: ALL, name: cluster.name.clone(), selector: all, rules, lets_in });
@@ -54,12 +64,20 @@ pub(super) fn wanted_firewalls(cluster: &Cluster) -> Vec<WantedFirewall> {
 /// Step of the firewall over all servers.
 pub(super) const ALL: &str = "firewall";
 const VPN: &str = "firewall-vpn";
+const INGRESS: &str = "firewall-ingress";
 /// Servers come behind firewalls that are there.
-pub(super) const STEPS: [&str; 2] = [ALL, VPN];
+pub(super) const STEPS: [&str; 3] = [ALL, VPN, INGRESS];
 
-/// TCP ports at public addresses that Git opens to someone.
-pub fn open_to_the_world(cluster: &Cluster) -> BTreeSet<u16> {
-    let rules = wanted_firewalls(cluster).into_iter().flat_map(|w| w.rules);
+/// Selects the cluster's servers of a role.
+pub(super) fn of_role(cluster: &Cluster, role: &str) -> String {
+    format!("{OWNER_LABEL}=={},{ROLE_LABEL}=={role}", cluster.name)
+}
+
+/// TCP ports that Git opens to someone at public addresses of servers of this role.
+pub fn open_at(cluster: &Cluster, role: &str) -> BTreeSet<u16> {
+    let (all, own) = (format!("{OWNER_LABEL}=={}", cluster.name), of_role(cluster, role));
+    let wanted = wanted_firewalls(cluster).into_iter().filter(|w| w.selector == all || w.selector == own);
+    let rules = wanted.flat_map(|w| w.rules);
     rules.filter(|r| r.protocol == "tcp").filter_map(|r| r.port?.parse().ok()).collect()
 }
 
@@ -169,6 +187,16 @@ mod tests {
         cluster.firewall = Some(crate::config::FirewallConfig { management: vec!["198.51.100.7/32".into()] });
         let wanted = &wanted_firewalls(&cluster)[0];
         assert!(wanted.rules.iter().all(|r| r.networks == ["198.51.100.7/32"]) && wanted.rules.len() == 2);
+    }
+
+    #[test]
+    fn only_workers_are_open_at_443_and_only_for_floating_ips() {
+        let text = include_str!("../../examples/private/cluster.yaml");
+        let mut cluster = crate::config::parse(text, "cluster.yaml").unwrap();
+        assert_eq!(open_at(&cluster, "worker"), BTreeSet::from([443]));
+        assert!(open_at(&cluster, "master").is_empty() && open_at(&cluster, "vpn").is_empty());
+        cluster.front.as_mut().unwrap().ingress.as_mut().unwrap().floating_ips.clear();
+        assert!(open_at(&cluster, "worker").is_empty(), "a load balancer comes through the private network");
     }
 
     #[test]

@@ -105,6 +105,8 @@ pub fn plan_rebuild(basis: &Basis<'_>, choice: &RebuildChoice) -> Result<Plan, P
     for worker in &cluster.workers {
         draft.worker(worker, "the cluster is brought back", &asked);
     }
+    let old: Vec<&str> = old.iter().map(|s| s.name.as_str()).collect();
+    draft.floating(&old);
     draft.settle(&asked);
     Ok(draft.finish(Purpose::Rebuild))
 }

@@ -152,5 +152,6 @@ fn apiserver_subject(cluster: &Cluster, full_name: &str) -> Subject {
     let mut addresses = vec![Ipv4Addr::LOCALHOST];
     addresses.extend(api_service_address(&cluster.kubernetes.service_range));
     addresses.extend(cluster.masters.iter().map(|master| master.address));
+    addresses.extend(cluster.api_balancer());
     Subject { common_name: "kube-apiserver".into(), organisation: None, names, addresses, server: true, client: false }
 }

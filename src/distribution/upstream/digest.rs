@@ -53,6 +53,7 @@ pub fn config_digest(cluster: &Cluster, secrets: &ClusterSecrets, role: Role, na
         masters: cluster.masters.iter().map(|m| (m.name.as_str(), m.address)).collect(),
         worker: cluster.workers.iter().find(|w| role == Role::Worker && w.name == name).map(|w| (w.address, &w.labels)),
         sandbox: SANDBOX_IMAGE,
+        api_balancer: cluster.api_balancer(),
         secrets: secrets.fingerprint(),
     };
     // A struct of plain values can't fail to become JSON; an empty text would still be a stable digest.
@@ -73,5 +74,8 @@ struct Inputs<'a> {
     masters: Vec<(&'a str, Ipv4Addr)>,
     worker: Option<(Ipv4Addr, &'a BTreeMap<String, String>)>,
     sandbox: &'a str,
+    /// In the API server's certificate, and where workers ask first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_balancer: Option<Ipv4Addr>,
     secrets: String,
 }

@@ -3,6 +3,7 @@
 
 mod authorized;
 mod digest;
+mod front;
 mod master;
 mod scripts;
 mod text;
@@ -11,6 +12,7 @@ mod worker;
 
 pub use authorized::{authorize_script, revoke_script};
 pub use digest::{NODE_FILE, NodeRecord, config_digest};
+pub use front::carry_script;
 pub use master::{MasterPlacement, master_files};
 pub use scripts::*;
 pub use vpn::{VPN_FIRST_BOOT, VPN_UNITS, first_boot_files, vpn_digest, vpn_files};

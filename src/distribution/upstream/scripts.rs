@@ -5,6 +5,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use super::front::FRONT_LABEL;
 use super::worker::IMAGES_DIR;
 use super::{NODE_FILE, NodeRecord, Role};
 use crate::distribution::ETCD_PEER_PORT;
@@ -277,6 +278,9 @@ pub fn probe_script(role: Role) -> String {
          # It is written before the data gets its name: alone it says nothing.\n\
          if [ -s {ETCD_MOUNT}/restored.json ] && [ -d {ETCD_DATA_DIR}/member ]; then tr -d '\\n' < {ETCD_MOUNT}/restored.json; else printf null; fi\n\
          if [ -d {ETCD_DATA_DIR}/member ]; then printf ',\"etcd_data\":true'; else printf ',\"etcd_data\":false'; fi\n\
+         printf ',\"front\":['\ncomma=\n\
+         for address in $(ip -o -4 addr show dev lo label {FRONT_LABEL} 2>/dev/null | sed -n 's/.* inet \\([0-9.]*\\).*/\\1/p'); do\n\
+         printf '%s\"%s\"' \"$comma\" \"$address\"; comma=,\ndone\nprintf ']'\n\
          until=$(for crt in /etc/etcd/pki/*.crt /etc/kubernetes/pki/*.crt; do [ -f \"$crt\" ] || continue\n\
          openssl x509 -in \"$crt\" -noout -enddate -dateopt iso_8601 2>/dev/null || true\ndone | sed -n 's/^notAfter=//p' | sort | head -n 1)\n\
          if [ -n \"$until\" ]; then printf ',\"certificates_until\":\"%s\"' \"$until\"; fi\n\
@@ -343,6 +347,9 @@ pub struct Probe {
     /// Version that runs, by program, where it runs from another file than the one installed now.
     #[serde(default)]
     pub stale: std::collections::BTreeMap<String, String>,
+    /// Floating IPs that are configured.
+    #[serde(default)]
+    pub front: std::collections::BTreeSet<std::net::Ipv4Addr>,
 }
 
 impl Probe {

@@ -75,13 +75,17 @@ pub(super) fn kubeconfig(server: &str, ca_pem: &str, user: &str, leaf: &Leaf) ->
 
 /// `/etc/hosts`; the template from which cloud-init writes it anew at every boot (Hetzner's images have `manage_etc_hosts`
 /// on); and a copy that a worker puts in its place at boot, whatever else wrote there. The API's name has every master's
-/// address: Go's dialer tries them in turn, so no load balancer is needed to survive a master.
+/// address: Go's dialer tries them in turn, so neither a master nor the load balancer is needed by itself.
 pub(super) fn hosts_files(cluster: &Cluster, own_name: &str, own_address: Ipv4Addr) -> [RemoteFile; 3] {
     let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
     let masters = cluster.masters.iter().map(|m| (m.address, m.name.as_str()));
     let own = (own_address, own_name);
     for (address, name) in masters.clone().filter(|other| *other != own).chain([own]) {
         text.push_str(&format!("{address} {} {name}\n", server_name(cluster, name)));
+    }
+    // First the load balancer, which knows who is well; the masters themselves are for when it is gone.
+    if let Some(address) = cluster.api_balancer().filter(|_| !masters.clone().any(|master| master == own)) {
+        text.push_str(&format!("{address} {}\n", api_name(cluster)));
     }
     // Every server begins with another master, so that their requests spread.
     let first = own_name.bytes().map(usize::from).sum::<usize>() % cluster.masters.len().max(1);
