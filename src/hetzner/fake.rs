@@ -6,8 +6,7 @@ use async_trait::async_trait;
 
 use crate::ports::{
     Balancer, Cloud, ErrorCode, Firewall, FloatingIp, Labels, Location, Network, PlacementGroup, PortError, PortResult,
-    Prices,
-    PrivateAddress, Server, ServerSpec, ServerStatus, SshKey, Subnet, Volume, VolumeSpec,
+    Prices, PrivateAddress, Server, ServerSpec, ServerStatus, SshKey, Subnet, Volume, VolumeSpec,
 };
 
 /// A change that was asked for.
