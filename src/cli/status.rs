@@ -33,6 +33,8 @@ struct Status {
     health: &'static str,
     attention: Vec<String>,
     servers: Vec<ServerLine>,
+    /// Load balancers and floating IPs.
+    front: Vec<FrontLine>,
     etcd: EtcdLine,
     versions: Versions,
     snapshot: Option<SnapshotLine>,
@@ -54,6 +56,15 @@ struct ServerLine {
     serves: String,
     volume: Option<String>,
     certificates_until: Option<Timestamp>,
+}
+
+#[derive(Serialize)]
+struct FrontLine {
+    name: String,
+    public: Option<std::net::Ipv4Addr>,
+    private: Option<std::net::Ipv4Addr>,
+    /// The server that a floating IP is routed to.
+    holder: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -195,6 +206,7 @@ fn assemble(
         },
         attention,
         servers,
+        front: front_lines(inventory),
         etcd: EtcdLine {
             members: inventory.members.len().max(cluster.masters.len()),
             serving: inventory.etcd_serving.len(),
@@ -258,6 +270,23 @@ fn server_line(
     }
 }
 
+fn front_lines(inventory: &Inventory) -> Vec<FrontLine> {
+    let balancers = inventory.balancers.iter().map(|b| FrontLine {
+        name: b.name.clone(),
+        public: b.public_ipv4,
+        private: b.private.first().map(|p| p.address),
+        holder: None,
+    });
+    let name_of = |id: u64| inventory.servers.iter().find(|s| s.id == id).map(|s| s.name.clone());
+    let floating = inventory.floating_ips.iter().map(|f| FrontLine {
+        name: f.name.clone(),
+        public: Some(f.address),
+        private: None,
+        holder: Some(f.server.and_then(name_of).unwrap_or_else(|| "NOBODY".into())),
+    });
+    balancers.chain(floating).collect()
+}
+
 /// How long ago, in the largest unit that says enough.
 fn age(now: Timestamp, then: Timestamp) -> String {
     let Ok(seconds) = now.since(then).and_then(|s| s.total(Unit::Second)) else { return "?".into() };
@@ -296,6 +325,12 @@ fn render(status: &Status) -> String {
             server.volume.clone().unwrap_or_else(|| "-".into()),
             server.certificates_until.map_or_else(|| "?".into(), |t| t.strftime("until %Y-%m-%d").to_string()),
         ]);
+    }
+    for line in &status.front {
+        let or_none = |a: Option<std::net::Ipv4Addr>| a.map_or_else(|| "-".to_owned(), |a| a.to_string());
+        let holder = line.holder.as_ref().map_or_else(|| "balances".to_owned(), |h| format!("at {h}"));
+        let row = [line.name.clone(), "-".into(), holder, "-".into(), "-".into(), or_none(line.public)];
+        table.add_row(row.into_iter().chain([or_none(line.private), "-".into(), "-".into()]));
     }
     let _ = writeln!(text, "\n{table}\n");
     let etcd = &status.etcd;
