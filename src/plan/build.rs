@@ -159,7 +159,13 @@ pub(super) fn master_done(basis: &Basis<'_>, master: &MasterConfig) -> bool {
     let units = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
     configured(basis, &full, &units)
         && basis.inventory.api_ready.contains(&full)
-        && basis.inventory.volume(&volume_name(basis.cluster, &master.name)).is_some_and(|v| v.server.is_some())
+        && has_its_volume(basis, &full, &volume_name(basis.cluster, &master.name))
+}
+
+/// Whether the volume is attached, and to this server.
+pub(super) fn has_its_volume(basis: &Basis<'_>, full: &str, volume: &str) -> bool {
+    let server = basis.inventory.server(full).map(|s| s.id);
+    server.is_some() && basis.inventory.volume(volume).is_some_and(|v| v.server == server)
 }
 
 pub(super) fn worker_done(basis: &Basis<'_>, worker: &WorkerConfig) -> bool {

@@ -258,7 +258,7 @@ impl<'a> Draft<'a> {
         let (volume_id, mount_id) = (format!("volume/{volume}"), format!("mount/{full}"));
         let (configure_id, etcd_binaries) = (format!("configure/{full}"), format!("binaries-etcd/{full}"));
         let stays = !self.has(&server_id) && !self.has(&format!("retire/{volume}"));
-        let attached = self.basis.inventory.volume(&volume).is_some_and(|v| v.server.is_some() && stays);
+        let attached = stays && super::build::has_its_volume(self.basis, &full, &volume);
         if !attached && !self.has(&volume_id) {
             let mut labels = self.labels();
             labels.insert(NAME_LABEL.into(), master.name.clone());

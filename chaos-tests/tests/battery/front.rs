@@ -132,3 +132,45 @@ async fn a_location_without_capacity_is_left_for_a_fallback_by_load_balancers_an
     process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
     assert_eq!(drifts(&world).await, Vec::<String>::new(), "a fallback that is declared is no drift");
 }
+
+#[tokio::test]
+async fn an_address_leaves_a_worker_before_that_is_made_anew() {
+    let world = built(&private_cluster()).await;
+    let holder = || async {
+        let www = world.cloud.floating_ip_by_name("private-www").await.expect("asked").expect("it is there");
+        let servers = world.cloud.servers("").await.expect("listed");
+        servers.into_iter().find(|s| Some(s.id) == www.server).expect("somebody has it").name
+    };
+    let before = holder().await;
+    let name = before.strip_prefix("private-").expect("a full name").to_owned();
+    let choice = hk_dr::plan::WorkersChoice { replace: vec![name], ..Default::default() };
+    let plan = draw(&world, &Wanted::Workers(choice)).await;
+    let assign = plan.steps.iter().find(|s| s.id == "assign/private-www").expect("it goes elsewhere");
+    assert!(assign.needs.is_empty(), "the worker that takes it is ready: {:?}", assign.needs);
+    process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
+    assert_ne!(holder().await, before);
+    assert!(world.machines().await[&before].front.len() == 1, "the new worker could take it");
+    assert!(draw(&world, &Wanted::Build).await.steps.is_empty(), "a second build has something to do");
+}
+
+/// A volume with a master's data that someone attached to another server: nothing of it is touched, and drift says where it is.
+#[tokio::test]
+async fn a_volume_attached_elsewhere_is_named_and_left_alone() {
+    let world = built(&private_cluster()).await;
+    let volume = world.cloud.volume_by_name("private-m2-etcd").await.expect("asked").expect("it is there");
+    let worker = world.cloud.server_by_name("private-w1").await.expect("asked").expect("it is there");
+    world.cloud.detach_volume(volume.id).await.expect("detached");
+    assert_eq!(volume.location, worker.location, "volumes are attached where they are");
+    world.cloud.attach_volume(volume.id, worker.id).await.expect("attached");
+    let found = drifts(&world).await;
+    let says = format!("private-m2-etcd: attached to server {}", worker.id);
+    assert!(found.contains(&says), "{says} is not in {found:?}");
+    // The member's machine is asked for its data before anything is planned for it: that it is gone stops a build.
+    let drawn = draw_plan(&world.world(), "ssh-ed25519 AAAA", &Wanted::Build, &Course::default(), "p2").await;
+    if let Ok(plan) = drawn {
+        let stopped = process(&world, &plan, MemoryJournal::default()).await.expect_err("it stops").to_string();
+        assert!(stopped.contains("private-m2-etcd is attached to server"), "{stopped}");
+    }
+    let after = world.cloud.volume_by_name("private-m2-etcd").await.expect("asked").expect("it is there");
+    assert_eq!(after.server, Some(worker.id), "it was touched");
+}
