@@ -100,18 +100,11 @@ pub fn plan_build_with(basis: &Basis<'_>, choice: &WorkersChoice) -> Result<Plan
     }
     roll::roll_workers(&mut draft, &rolling);
     workers::leave_and_return(&mut draft, &replaced, choice, &asked);
-    let going: Vec<String> =
-        inventory.servers.iter().map(|s| s.name.clone()).filter(|s| draft.has(&fence(s))).collect();
-    draft.floating(&going.iter().map(String::as_str).collect::<Vec<_>>());
     Ok(draft.finish(Purpose::Build))
 }
 
 /// Begins the finding of a plan that brings only the VPN host back; what else is missing is seen through it.
 pub const ONLY_THE_WAY_IN: &str = "only the way in is made now, the rest is looked at through it";
-
-fn fence(server: &str) -> String {
-    format!("fence/{server}")
-}
 
 fn way_in(draft: &mut Draft<'_>, vpn: &VpnConfig) {
     let (basis, full) = (draft.basis, draft.full(&vpn.name));

@@ -111,6 +111,10 @@ pub(super) fn leave_and_return(
             ));
         }
     }
+    // Whoever goes gives its addresses up.
+    let going = inventory.servers.iter().map(|s| s.name.clone());
+    let going: Vec<String> = going.filter(|full| draft.has(&format!("fence/{full}"))).collect();
+    draft.floating(&going.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
 /// Drains a worker, deletes its server, then its Node: a kubelet that still ran would register it again.
