@@ -74,7 +74,7 @@ async fn a_whole_rebuild_beside_production_survives_death_after_every_event_and_
 
 #[tokio::test]
 async fn a_private_cluster_is_rehearsed_at_public_addresses() {
-    let world = MemoryWorld::new(&private(), false);
+    let world = MemoryWorld::new(&private_cluster(), false);
     let build = draw(&world, &Wanted::Build).await;
     process(&world, &build, MemoryJournal::default()).await.expect("built");
     world.add_snapshot();
@@ -82,7 +82,7 @@ async fn a_private_cluster_is_rehearsed_at_public_addresses() {
     assert!(plan.steps.iter().all(|s| !s.id.contains("private-copy-vpn")), "a copy needs no VPN");
     process(&world, &plan, MemoryJournal::default()).await.expect("it ends");
     assert!(world.cloud.servers(COPY_LABEL).await.expect("listed").is_empty());
-    battery_of(&private(), Wanted::Runbook(runbook("sandbox-restore", &[]))).await;
+    battery_of(&private_cluster(), Wanted::Runbook(runbook("sandbox-restore", &[]))).await;
 }
 
 /// A rehearsal that fails; then its way back.
