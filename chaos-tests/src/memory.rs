@@ -16,16 +16,13 @@ use hk_dr::distribution::pki::ClusterSecrets;
 use hk_dr::distribution::upstream::{NODE_FILE, NodeRecord, Role};
 use hk_dr::hetzner::FakeCloud;
 use hk_dr::ports::{
-    Binary, ByteStream, CertificateFound, ClientTls, Clock, Cloud, Dialer, ErrorCode, Etcd, EtcdEndpoint, EtcdRestore,
-    Host, Kube, Machines, NodeProbe, Perimeter, PortError, PortResult, RecoverySet, RemoteFile, ServerStatus, Service,
-    SnapshotInfo,
+    Binary, ByteStream, CertificateFound, Clock, Cloud, ErrorCode, EtcdRestore, Host, Machines, NodeProbe, Perimeter,
+    PortError, PortResult, RecoverySet, RemoteFile, ServerStatus, Service, SnapshotInfo,
 };
 use hk_dr::s3::MemoryStore;
 use hk_dr::steps::World;
 use secrecy::SecretString;
 use serde_json::Value;
-
-use dialed::{MemoryEtcd, MemoryKube};
 
 /// What one machine is. Machines are told apart by their host key: a recreated server is another machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -518,17 +515,6 @@ impl Machines for MemoryWorld {
             self.lock().nodes.insert(host.name.clone());
         }
         Ok(())
-    }
-}
-
-#[async_trait]
-impl Dialer for MemoryWorld {
-    async fn etcd(&self, members: &[EtcdEndpoint], _: &ClientTls) -> PortResult<Arc<dyn Etcd>> {
-        Ok(Arc::new(MemoryEtcd { world: self.clone(), members: members.to_vec() }))
-    }
-
-    async fn kube(&self, host: &Host, _: &ClientTls) -> PortResult<Arc<dyn Kube>> {
-        Ok(Arc::new(MemoryKube { world: self.clone(), host: host.clone() }))
     }
 }
 

@@ -1,13 +1,26 @@
 //! etcd and the Kubernetes API of machines in memory.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use hk_dr::ports::{
-    ByteStream, Collection, ErrorCode, Etcd, EtcdEndpoint, HashKv, Host, KeyValue, Kube, Member, MemberStatus,
-    PortError, PortResult, Service,
+    ByteStream, ClientTls, Collection, Dialer, ErrorCode, Etcd, EtcdEndpoint, HashKv, Host, KeyValue, Kube, Member,
+    MemberStatus, PortError, PortResult, Service,
 };
 use serde_json::{Value, json};
 
 use super::{MemoryWorld, moment, of_copy, unused};
+
+#[async_trait]
+impl Dialer for MemoryWorld {
+    async fn etcd(&self, members: &[EtcdEndpoint], _: &ClientTls) -> PortResult<Arc<dyn Etcd>> {
+        Ok(Arc::new(MemoryEtcd { world: self.clone(), members: members.to_vec() }))
+    }
+
+    async fn kube(&self, host: &Host, _: &ClientTls) -> PortResult<Arc<dyn Kube>> {
+        Ok(Arc::new(MemoryKube { world: self.clone(), host: host.clone() }))
+    }
+}
 
 pub(super) struct MemoryEtcd {
     pub world: MemoryWorld,
