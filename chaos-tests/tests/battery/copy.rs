@@ -7,7 +7,7 @@ use hk_dr::plan::{COPY_LABEL, Plan, RunbookChoice};
 use hk_dr::ports::{Cloud, ErrorCode, Perimeter, PortError, ServerSpec};
 
 use super::abort::way_back;
-use super::{MemoryWorld, battery, battery_of, before, draw, outcome, private, process, runbook};
+use super::{MemoryWorld, battery, battery_of, before, draw, outcome, private_cluster, process, runbook};
 
 /// Everything of production's that the cloud shows, and all that was asked to change of it.
 async fn production(world: &MemoryWorld) -> String {
