@@ -66,6 +66,13 @@ pub fn look(lab: &Lab) {
     assert_eq!(drift.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&drift.stdout).contains("demo-w1: declared is running"), "{drift:?}");
     call(lab, &format!("-X POST $1/servers/{id}/actions/poweron"));
+    let back = (0..50).any(|_| {
+        ssh(lab, "w1", "true").status.success() || {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            false
+        }
+    });
+    assert!(back, "w1 is still off");
 
     // Somebody else's, in the same project: nothing may ever happen to it.
     let stranger = json!({"name": "stranger", "server_type": "cx23", "image": "debian-12", "location": "fsn1"});
