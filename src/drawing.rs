@@ -16,6 +16,7 @@ use crate::steps::World;
 
 /// What is wanted.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "one exists for each run of the program; a box would only cost readers")]
 pub enum Wanted {
     Build,
     /// Build, and drain, delete or make anew the workers of this choice.

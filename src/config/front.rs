@@ -205,7 +205,11 @@ mod tests {
                 "workers",
                 "the address 10.0.0.11 is given twice",
             ),
-            ("front:\n  api: {location: fsn1, type: lb11, adress: 10.0.0.5}\n", "workers", "unknown field `adress`"),
+            (
+                "front:\n  api: {location: fsn1, type: lb11, addresses: 10.0.0.5}\n",
+                "workers",
+                "unknown field `addresses`",
+            ),
             ("front:\n  ingress: {}\n", "workers", "nothing takes the world's connections"),
             (
                 "front:\n  ingress:\n    port: 30443\n    floatingIPs: [{name: www, location: fsn1}]\n",

@@ -131,7 +131,8 @@ impl AsOfStore {
                 Err(e) => Err(e),
             }
         };
-        self.versioned.get_or_try_init(ask).await.map(|()| ())
+        self.versioned.get_or_try_init(ask).await?;
+        Ok(())
     }
 
     /// Everything that was there below a prefix.

@@ -32,6 +32,7 @@ pub fn ssh(lab: &Lab, server: &str, command: &str) -> std::process::Output {
 }
 
 /// Looking changes nothing, says what is, and a server with another host key than the pinned one gets nobody's login.
+#[expect(clippy::disallowed_methods, reason = "this test has no runtime")]
 pub fn look(lab: &Lab) {
     let status = lab.operator(&["status", "--json"], None);
     let status = answer(&status);
