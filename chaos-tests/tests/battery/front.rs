@@ -1,5 +1,6 @@
 //! Load balancers and floating IPs that someone else changed, half made, or had before.
 
+use hk_dr::plan::ONLY_THE_WAY_IN;
 use hk_dr::ports::{
     BalancerService, BalancerSpec, BalancerTarget, Cloud, ErrorCode, Front, HealthCheck, Labels, Machines, PortError,
 };
@@ -12,13 +13,21 @@ async fn drifts(world: &MemoryWorld) -> Vec<String> {
     drifts.into_iter().map(|d| format!("{}: {}", d.what, d.found)).collect()
 }
 
-/// Builds, and again has nothing to do.
+/// Builds, and again has nothing to do. Where the way in was missing, a build makes that first and looks again, as the command does.
 async fn mend(world: &MemoryWorld) -> Vec<String> {
-    let plan = draw(world, &Wanted::Build).await;
-    process(world, &plan, MemoryJournal::default()).await.expect("it ends");
-    assert!(draw(world, &Wanted::Build).await.steps.is_empty(), "a second build has something to do");
+    let mut steps = Vec::new();
+    for _ in 0..2 {
+        let plan = draw(world, &Wanted::Build).await;
+        process(world, &plan, MemoryJournal::default()).await.expect("it ends");
+        steps.extend(plan.steps.into_iter().map(|s| s.id));
+        if !plan.findings.iter().any(|f| f.starts_with(ONLY_THE_WAY_IN)) {
+            break;
+        }
+    }
+    let again: Vec<String> = draw(world, &Wanted::Build).await.steps.into_iter().map(|s| s.id).collect();
+    assert_eq!(again, Vec::<String>::new(), "a second build has something to do");
     assert_eq!(drifts(world).await, Vec::<String>::new());
-    plan.steps.into_iter().map(|s| s.id).collect()
+    steps
 }
 
 #[tokio::test]
