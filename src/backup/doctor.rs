@@ -5,7 +5,7 @@ use futures::StreamExt;
 use serde::Serialize;
 
 use crate::ports::{ErrorCode, ObjectStore, PortError, PortResult, PutCondition};
-use crate::s3::{BucketSettings, PART_BYTES};
+use crate::s3::{BucketSettings, LockRule, PART_BYTES};
 
 /// How good an answer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -156,17 +156,30 @@ pub fn judge(settings: &BucketSettings) -> Vec<Probe> {
         }
         Err(e) => unknown("versions", e),
     };
-    let lock = match &settings.lock {
-        Ok(Some(rule)) => {
-            probe("object lock", rule.clone(), Verdict::Good, "nobody deletes versions before their time")
-        }
-        Ok(None) => probe(
+    let kept = "nobody deletes versions before their time";
+    let lock = match (&settings.locks_hold, &settings.lock) {
+        (Ok(Some(true)), _) => probe("object lock", "holds: a locked version was not deleted", Verdict::Good, kept),
+        (Ok(Some(false)), _) => probe(
+            "object lock",
+            "declared, and does not hold",
+            Verdict::Bad,
+            "backups are refused, or can be deleted at once: a bucket must be made with object lock, as hk-dr makes them",
+        ),
+        (Err(e), _) => unknown("object lock", e),
+        (Ok(None), Ok(LockRule::Default(rule))) => probe("object lock", rule.clone(), Verdict::Good, kept),
+        (Ok(None), Ok(LockRule::Possible)) => probe(
+            "object lock",
+            "possible, not declared",
+            Verdict::Weak,
+            "versions can be deleted by whoever may: declare `backup.objectLock` (mode, days)",
+        ),
+        (Ok(None), Ok(LockRule::Impossible)) => probe(
             "object lock",
             "no",
             Verdict::Weak,
             "it can be had only when a bucket is made: consider a new one, and `hk-dr mirror`",
         ),
-        Err(e) => unknown("object lock", e),
+        (Ok(None), Err(e)) => unknown("object lock", e),
     };
     let checksums = match &settings.refuses_wrong_checksums {
         Ok(true) => probe("checksums", "checked on the way", Verdict::Good, "damage on the way is noticed at once"),

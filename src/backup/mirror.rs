@@ -88,7 +88,8 @@ pub async fn mirror(request: &MirrorRequest<'_>) -> PortResult<Mirrored> {
             done.same += 1;
             continue;
         }
-        if let Err(e) = level(request, &listed, &sizes, key, digests.get(key), &mut done).await {
+        let digest = digests.get(key).cloned().or_else(|| named_by_digest(key));
+        if let Err(e) = level(request, &listed, &sizes, key, digest.as_ref(), &mut done).await {
             done.unresolved.push((key.clone(), e.message));
         }
     }
@@ -111,6 +112,13 @@ async fn digests(trust: &Trust, listed: &[Listed<'_>]) -> BTreeMap<String, Strin
         }
     }
     known
+}
+
+/// restic names its files by what they hold.
+fn named_by_digest(key: &str) -> Option<String> {
+    let (_, file) = key.split_once("/volumes/restic/")?;
+    let name = file.rsplit('/').next().filter(|name| name.len() == 64 && *name != file)?;
+    name.bytes().all(|b| b.is_ascii_hexdigit()).then(|| name.to_owned())
 }
 
 /// One object.

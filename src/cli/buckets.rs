@@ -6,9 +6,9 @@ use secrecy::ExposeSecret;
 
 use super::{CliError, Context};
 use crate::backup::{Copies, SignedStore};
-use crate::config::Cluster;
+use crate::config::{Cluster, ObjectLockConfig, ObjectLockMode};
 use crate::ports::ObjectStore;
-use crate::s3::{AsOfStore, S3Config, S3Store};
+use crate::s3::{AsOfStore, ObjectLock, S3Config, S3Store};
 use crate::secrets::Secrets;
 use crate::sign::{SigningKey, Trust};
 
@@ -38,6 +38,7 @@ impl Buckets {
             bucket: backup.bucket.clone(),
             access_key: secrets.s3_access_key()?.expose_secret().to_owned(),
             secret_key: secrets.s3_secret_key()?.clone(),
+            lock: backup.object_lock.map(lock),
         })?)];
         for copy in &backup.copies {
             let (access, secret) = secrets.copy_keys(&copy.name)?;
@@ -47,6 +48,7 @@ impl Buckets {
                 bucket: copy.bucket.clone(),
                 access_key: access.expose_secret().to_owned(),
                 secret_key: secret.clone(),
+                lock: copy.object_lock.map(lock),
             })?));
         }
         let accept = context.global.accept_unsigned;
@@ -98,5 +100,12 @@ impl Buckets {
             eprintln!("warning: not every bucket did its part: {problem}");
             eprintln!("  → the others have everything; `hk-dr mirror` brings it up to date");
         }
+    }
+}
+
+fn lock(declared: ObjectLockConfig) -> ObjectLock {
+    ObjectLock {
+        compliance: declared.mode == ObjectLockMode::Compliance,
+        seconds: declared.days.saturating_mul(24 * 3600),
     }
 }

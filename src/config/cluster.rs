@@ -180,6 +180,9 @@ pub struct BackupConfig {
     /// Further buckets that hold the same: elsewhere, under other credentials (`hk-dr keys bucket NAME`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub copies: Vec<CopyConfig>,
+    /// How long nobody can delete what backups consist of. None: versions are kept, and whoever may can delete them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object_lock: Option<ObjectLockConfig>,
     /// What `hk-dr snapshot prune` keeps.
     #[serde(default)]
     pub retention: RetentionConfig,
@@ -197,6 +200,29 @@ pub struct CopyConfig {
     /// S3 endpoint; none means AWS.
     #[serde(default)]
     pub endpoint: Option<String>,
+    /// As `backup.objectLock`, for this bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object_lock: Option<ObjectLockConfig>,
+}
+
+/// An S3 object lock, set on each object as it is written. The bucket must have been made with object lock, as hk-dr makes
+/// buckets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ObjectLockConfig {
+    pub mode: ObjectLockMode,
+    /// From the time of writing.
+    pub days: u32,
+}
+
+/// Who may shorten a lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum ObjectLockMode {
+    /// Nobody, the account's owner included.
+    Compliance,
+    /// Those who may bypass it (`s3:BypassGovernanceRetention`).
+    Governance,
 }
 
 /// Which snapshots stay, by time. Of each hour, day, week, month and year (UTC) the first of the best proven is kept.

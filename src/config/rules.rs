@@ -22,6 +22,8 @@ const LOCATIONS: [(&str, &str); 6] = [
 const CLOUD_GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 31, 1, 1);
 /// What a CA of ours lives.
 const VALID_DAYS_MAX: u32 = 3650;
+/// Longest object lock in days.
+const LOCK_DAYS_MAX: u32 = 3650;
 /// A name of a resource, the longest label in DNS.
 const FULL_NAME_MAX: usize = 63;
 
@@ -390,6 +392,17 @@ impl Rules<'_> {
             self.wrong("backup.recipientsFile", message, "what a rebuild needs must be in the same Git directory");
         }
         let copies = self.cluster.backup.copies.clone();
+        let home = ("backup.objectLock.days".to_owned(), self.cluster.backup.object_lock);
+        let of_copies = copies
+            .iter()
+            .enumerate()
+            .map(|(index, copy)| (format!("backup.copies.{index}.objectLock.days"), copy.object_lock));
+        for (path, lock) in std::iter::once(home).chain(of_copies) {
+            if lock.is_some_and(|lock| !(1..=LOCK_DAYS_MAX).contains(&lock.days)) {
+                let hint = format!("from 1 to {LOCK_DAYS_MAX}: in compliance mode nobody can shorten it afterwards");
+                self.wrong(&path, "a lock of so many days is a mistake", hint);
+            }
+        }
         for (index, copy) in copies.iter().enumerate() {
             let at = |field: &str| format!("backup.copies.{index}.{field}");
             if !is_label(&copy.name) || copies[..index].iter().any(|other| other.name == copy.name) {

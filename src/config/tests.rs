@@ -125,6 +125,9 @@ fn versions_are_pinned() {
 fn volumes_and_buckets_are_possible() {
     assert!(errors(&[("address: 10.0.0.11", "address: 10.0.0.11, etcdVolumeGb: 5")]).contains("from 10 to 10240"));
     assert!(errors(&[("bucket: demo-backups", "bucket: Demo_Backups")]).contains("can't be a bucket's name"));
+    let locked = |days: u32| format!("bucket: demo-backups\n  objectLock: {{mode: compliance, days: {days}}}");
+    load(&DEMO.replace("bucket: demo-backups", &locked(35)), "cluster.yaml", &pinned()).unwrap();
+    assert!(errors(&[("bucket: demo-backups", &locked(40_000))]).contains("from 1 to 3650"));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use secrecy::ExposeSecret;
 
 use super::store::collect;
 use super::versitygw::{VersityGw, pinned_binary};
-use super::{AsOfStore, DirStore, Fault, MemoryStore, Operation, S3Config, S3Store};
+use super::{AsOfStore, DirStore, Fault, MemoryStore, ObjectLock, Operation, S3Config, S3Store};
 use crate::ports::{Clock, ErrorCode, ObjectInfo, ObjectStore, PortError, PutCondition, SystemClock};
 
 async fn read_all(store: &dyn ObjectStore, key: &str, offset: u64) -> Vec<u8> {
@@ -227,12 +227,48 @@ async fn another_s3_server_keeps_the_contract() {
         bucket: format!("hk-dr-contract-{}", std::process::id()),
         access_key: access_key.to_owned(),
         secret_key: secret_key.to_owned().into(),
+        lock: None,
     })
     .unwrap();
     store.ensure_bucket().await.unwrap();
     contract(&store).await;
     let dir = tempfile::tempdir().unwrap();
     looks_back(&Arc::new(store), dir.path().join("own")).await;
+}
+
+#[tokio::test]
+async fn what_is_locked_outlives_whoever_may_delete() {
+    let (server, _dir) = s3_server();
+    let lock = Some(ObjectLock { compliance: true, seconds: 3600 });
+    let store = S3Store::connect(&S3Config { lock, ..server.config("backups") }).unwrap();
+    store.ensure_bucket().await.unwrap();
+    contract(&store).await;
+    let (small, large, lease) = ("demo/recovery/small", "demo/streams/large/etcd", "demo/leases/operator.json");
+    for key in [small, lease] {
+        store.put(key, Bytes::from_static(b"here"), PutCondition::Absent).await.unwrap();
+    }
+    let mut upload = store.upload(large).await.unwrap();
+    upload.part(Bytes::from(vec![1; 5 << 20])).await.unwrap();
+    upload.part(Bytes::from_static(b"end")).await.unwrap();
+    upload.complete(PutCondition::Absent).await.unwrap();
+    let version = async |key: &str| {
+        let listed = store.client.list_object_versions().bucket("backups").prefix(key).send().await.unwrap();
+        listed.versions()[0].version_id().unwrap().to_owned()
+    };
+    let before = next_second().await;
+    // By the owner's own credential: the name goes, what it named does not.
+    for key in [small, large] {
+        let version = version(key).await;
+        let refused = store.delete_version(key, &version).await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::Forbidden, "{refused}");
+        store.delete(key).await.unwrap();
+        assert_eq!(store.get(key, 9).await.unwrap_err().code, ErrorCode::NotFound);
+    }
+    let rewritten = version(lease).await;
+    store.delete_version(lease, &rewritten).await.unwrap();
+    let then = AsOfStore::new(Arc::new(store), before, None);
+    assert_eq!(then.get(small, 9).await.unwrap(), "here");
+    assert_eq!(read_all(&then, large, 5 << 20).await, b"end");
 }
 
 #[tokio::test]

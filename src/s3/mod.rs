@@ -7,6 +7,7 @@ mod config;
 pub(crate) mod contract;
 mod dir;
 mod error;
+mod lock;
 mod memory;
 mod settings;
 mod store;
@@ -14,10 +15,10 @@ mod upload;
 pub mod versitygw;
 
 pub use as_of::AsOfStore;
-pub use config::S3Config;
+pub use config::{ObjectLock, S3Config};
 pub use dir::DirStore;
 pub use memory::{Fault, MemoryStore, Operation};
-pub use settings::BucketSettings;
+pub use settings::{BucketSettings, LockRule};
 pub use store::S3Store;
 
 /// Size of the parts that uploads are made of, in bytes. S3 allows 10,000 parts: 78 GiB an object.

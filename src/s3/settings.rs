@@ -13,18 +13,32 @@ use crate::ports::{ErrorCode, PortResult};
 pub struct BucketSettings {
     /// Whether versions of objects are kept.
     pub versions: PortResult<bool>,
-    /// The lock, in words; none: objects cannot be locked.
-    pub lock: PortResult<Option<String>>,
+    /// Whether objects can be locked, and are by themselves.
+    pub lock: PortResult<LockRule>,
+    /// Whether a version that is locked as declared can't be deleted; none: no lock is declared.
+    pub locks_hold: PortResult<Option<bool>>,
     /// Whether an object whose checksum is wrong is refused.
     pub refuses_wrong_checksums: PortResult<bool>,
 }
 
+/// What a bucket does about locks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LockRule {
+    /// Objects cannot be locked.
+    Impossible,
+    /// They are locked if whoever writes them says so.
+    Possible,
+    /// Every object is locked, in words for how long.
+    Default(String),
+}
+
 impl S3Store {
-    /// Asks how the bucket is set up. The probe of checksums writes below `<cluster>/doctor/<nonce>/` if it is accepted.
+    /// Asks how the bucket is set up. The probes of checksums and locks write below `<cluster>/doctor/<nonce>/`.
     pub async fn settings(&self, cluster: &str, nonce: &str) -> BucketSettings {
         BucketSettings {
             versions: self.keeps_versions().await,
-            lock: self.lock().await,
+            lock: self.lock_rule().await,
+            locks_hold: self.locks_hold(&format!("{cluster}/doctor/{nonce}/locked")).await,
             refuses_wrong_checksums: self.refuses_wrong_checksums(&format!("{cluster}/doctor/{nonce}/checksum")).await,
         }
     }
@@ -35,7 +49,7 @@ impl S3Store {
         Ok(answer.status() == Some(&BucketVersioningStatus::Enabled))
     }
 
-    async fn lock(&self) -> PortResult<Option<String>> {
+    async fn lock_rule(&self) -> PortResult<LockRule> {
         let asked = self.client.get_object_lock_configuration().bucket(&self.bucket).send().await;
         let answer = match asked {
             Ok(answer) => answer,
@@ -43,25 +57,26 @@ impl S3Store {
                 let none =
                     aws_sdk_s3::error::ProvideErrorMetadata::code(&e) == Some("ObjectLockConfigurationNotFoundError");
                 let mapped = error::map(&self.name, "ask whether objects can be locked", &e);
-                return if none || mapped.code == ErrorCode::NotFound { Ok(None) } else { Err(mapped) };
+                let none = none || mapped.code == ErrorCode::NotFound;
+                return if none { Ok(LockRule::Impossible) } else { Err(mapped) };
             }
         };
-        let Some(configuration) = answer.object_lock_configuration() else { return Ok(None) };
+        let Some(configuration) = answer.object_lock_configuration() else { return Ok(LockRule::Impossible) };
         if configuration.object_lock_enabled() != Some(&ObjectLockEnabled::Enabled) {
-            return Ok(None);
+            return Ok(LockRule::Impossible);
         }
         let rule = configuration.rule().and_then(|rule| rule.default_retention());
-        Ok(Some(match rule {
+        Ok(match rule {
             Some(rule) => {
                 let mode = rule.mode().map_or("some", |mode| mode.as_str()).to_lowercase();
-                match (rule.days(), rule.years()) {
+                LockRule::Default(match (rule.days(), rule.years()) {
                     (Some(days), _) => format!("{mode} mode, {days} days"),
                     (None, Some(years)) => format!("{mode} mode, {years} years"),
                     (None, None) => format!("{mode} mode"),
-                }
+                })
             }
-            None => "possible, without a default: versions can be deleted by whoever may".to_owned(),
-        }))
+            None => LockRule::Possible,
+        })
     }
 
     async fn refuses_wrong_checksums(&self, key: &str) -> PortResult<bool> {

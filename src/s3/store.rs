@@ -15,8 +15,9 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use secrecy::{ExposeSecret, SecretString};
 
+use super::lock::checksum;
 use super::upload::S3Upload;
-use super::{S3Config, check_key, error};
+use super::{ObjectLock, S3Config, check_key, error};
 use crate::ports::{ByteStream, ErrorCode, ObjectInfo, ObjectStore, PortError, PortResult, PutCondition, Upload};
 
 /// One attempt of a request, its body included: 8 MiB at 100 kB/s.
@@ -39,6 +40,7 @@ pub struct S3Store {
     region: String,
     /// Set for servers other than AWS, whose location constraints are their own.
     compatible: bool,
+    pub(super) lock: Option<ObjectLock>,
 }
 
 impl S3Store {
@@ -91,6 +93,7 @@ impl S3Store {
             name: config.display_name(),
             region: config.region.clone(),
             compatible: config.endpoint.is_some(),
+            lock: config.lock,
         })
     }
 
@@ -241,7 +244,12 @@ impl ObjectStore for S3Store {
     async fn put(&self, key: &str, data: Bytes, condition: PutCondition) -> PortResult<ObjectInfo> {
         check_key(key)?;
         let size_bytes = data.len() as u64;
-        let mut request = self.client.put_object().bucket(&self.bucket).key(key).body(Body::from(data));
+        let mut request = self.client.put_object().bucket(&self.bucket).key(key);
+        if let Some(lock) = self.lock_of(key) {
+            request = request.object_lock_mode(lock.mode()).object_lock_retain_until_date(lock.until());
+            request = request.checksum_sha256(checksum(&data));
+        }
+        let mut request = request.body(Body::from(data));
         match &condition {
             PutCondition::Any => {}
             PutCondition::Absent => request = request.if_none_match("*"),
@@ -251,7 +259,7 @@ impl ObjectStore for S3Store {
             Ok(answer) => answer,
             Err(failed) => {
                 let failed = error::map(&self.name, &format!("write {key}"), &failed);
-                return Err(absent_is_conflict(failed, &condition));
+                return Err(self.about_lock(key, absent_is_conflict(failed, &condition)));
             }
         };
         Ok(ObjectInfo { key: key.to_owned(), size_bytes, etag: answer.e_tag.unwrap_or_default() })

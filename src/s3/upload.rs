@@ -1,9 +1,10 @@
 use async_trait::async_trait;
 use aws_sdk_s3::primitives::ByteStream as Body;
-use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
+use super::lock::checksum;
 use super::{S3Store, error};
 use crate::ports::{ErrorCode, ObjectInfo, PortError, PortResult, PutCondition, Upload};
 
@@ -18,6 +19,8 @@ pub(super) struct S3Upload {
     /// Number of the next part, from 1.
     next_part: i32,
     size_bytes: u64,
+    /// Its parts need checksums then.
+    locked: bool,
     in_flight: JoinSet<PortResult<CompletedPart>>,
     done: Vec<CompletedPart>,
     ended: bool,
@@ -25,14 +28,15 @@ pub(super) struct S3Upload {
 
 impl S3Upload {
     pub(super) async fn begin(store: &S3Store, key: &str) -> PortResult<Self> {
-        let answer = store
-            .client
-            .create_multipart_upload()
-            .bucket(&store.bucket)
-            .key(key)
-            .send()
-            .await
-            .map_err(|failed| error::map(&store.name, &format!("begin the upload of {key}"), &failed))?;
+        let mut request = store.client.create_multipart_upload().bucket(&store.bucket).key(key);
+        let lock = store.lock_of(key);
+        if let Some(lock) = lock {
+            request = request.object_lock_mode(lock.mode()).object_lock_retain_until_date(lock.until());
+            request = request.checksum_algorithm(ChecksumAlgorithm::Sha256);
+        }
+        let answer = request.send().await.map_err(|failed| {
+            store.about_lock(key, error::map(&store.name, &format!("begin the upload of {key}"), &failed))
+        })?;
         let id = answer.upload_id.ok_or_else(|| {
             PortError::new(
                 ErrorCode::ServerError,
@@ -45,6 +49,7 @@ impl S3Upload {
             id,
             next_part: 1,
             size_bytes: 0,
+            locked: lock.is_some(),
             in_flight: JoinSet::new(),
             done: Vec::new(),
             ended: false,
@@ -87,7 +92,9 @@ impl Upload for S3Upload {
         self.next_part += 1;
         self.size_bytes += data.len() as u64;
         let (store, key, id) = (self.store.clone(), self.key.clone(), self.id.clone());
+        let locked = self.locked;
         self.in_flight.spawn(async move {
+            let sum = locked.then(|| checksum(&data));
             let answer = store
                 .client
                 .upload_part()
@@ -95,13 +102,14 @@ impl Upload for S3Upload {
                 .key(&key)
                 .upload_id(id)
                 .part_number(number)
+                .set_checksum_sha256(sum.clone())
                 .body(Body::from(data))
                 .customize()
                 .disable_payload_signing()
                 .send()
                 .await
                 .map_err(|failed| error::map(&store.name, &format!("upload part {number} of {key}"), &failed))?;
-            Ok(CompletedPart::builder().part_number(number).set_e_tag(answer.e_tag).build())
+            Ok(CompletedPart::builder().part_number(number).set_e_tag(answer.e_tag).set_checksum_sha256(sum).build())
         });
         Ok(())
     }

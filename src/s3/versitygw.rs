@@ -92,6 +92,7 @@ pub fn config_for(endpoint: &str, bucket: &str) -> S3Config {
         bucket: bucket.to_owned(),
         access_key: ACCESS_KEY.to_owned(),
         secret_key: SecretString::from(SECRET_KEY),
+        lock: None,
     }
 }
 

@@ -255,6 +255,7 @@ async fn an_unreachable_bucket_is_noticed_before_etcd_is_asked_for_data() {
         bucket: "backups".to_owned(),
         access_key: "a".to_owned(),
         secret_key: "b".to_owned().into(),
+        lock: None,
     };
     let store = S3Store::connect(&config).unwrap();
     let etcd = FakeEtcd::streaming(vec![Err(PortError::new(ErrorCode::Invalid, "etcd was asked"))]);

@@ -16,7 +16,7 @@ use crate::ports::{
     Backups, ByteStream, ErrorCode, ObjectInfo, ObjectStore, PortError, PortResult, PutCondition, SystemClock, Upload,
 };
 use crate::s3::contract::s3_server;
-use crate::s3::{MemoryStore, S3Store};
+use crate::s3::{MemoryStore, ObjectLock, S3Config, S3Store};
 use crate::sign::{SigningKey, Trust};
 
 #[derive(Clone, Copy, PartialEq)]
@@ -212,6 +212,23 @@ async fn restore_takes_whichever_copy_is_good_and_mirror_replaces_the_bad() {
 }
 
 #[tokio::test]
+async fn a_file_of_a_volumes_backup_is_good_where_it_has_the_digest_it_is_named_by() {
+    let pair = Pair::new();
+    let data = Bytes::from_static(b"a pack");
+    let name = crate::backup::hex(&<sha2::Sha256 as sha2::Digest>::digest(&data));
+    let key = format!("demo/volumes/restic/data/{}/{name}", &name[..2]);
+    pair.copies().put(&key, data.clone(), PutCondition::Absent).await.unwrap();
+    pair.buckets[0].inner.flip_bit(&key, 2, 3);
+    assert!(pair.mirror(false, false).await.copied.is_empty(), "lengths are the same");
+    let done = pair.mirror(true, false).await;
+    assert!(done.unresolved.is_empty() && done.copied.len() == 1 && done.copied[0].to == "home", "{done:?}");
+    assert_eq!(pair.buckets[0].inner.get(&key, 99).await.unwrap(), data);
+    pair.buckets.iter().for_each(|bucket| bucket.inner.flip_bit(&key, 2, 3));
+    let done = pair.mirror(true, false).await;
+    assert_eq!((done.copied.len(), done.unresolved.len()), (0, 1));
+}
+
+#[tokio::test]
 async fn that_something_is_nowhere_is_known_only_when_every_bucket_says_so() {
     let mut pair = Pair::new();
     pair.buckets[0].fault = Fault::Gone;
@@ -240,7 +257,13 @@ async fn the_doctor_tells_what_a_bucket_really_does() {
     );
     let set_up = judge_settings(&store.settings("demo", "1").await);
     assert_eq!(verdict(&set_up, "versions"), DoctorVerdict::Good, "{set_up:?}");
-    assert_eq!(verdict(&set_up, "object lock"), DoctorVerdict::Good, "{set_up:?}");
+    assert_eq!(verdict(&set_up, "object lock"), DoctorVerdict::Weak, "possible is not done: {set_up:?}");
+    for compliance in [true, false] {
+        let lock = Some(ObjectLock { compliance, seconds: 86_400 });
+        let locking = S3Store::connect(&S3Config { lock, ..server.config("backups") }).unwrap();
+        let set_up = judge_settings(&locking.settings("demo", "1").await);
+        assert_eq!(verdict(&set_up, "object lock"), DoctorVerdict::Good, "{set_up:?}");
+    }
     assert_eq!(verdict(&set_up, "checksums"), DoctorVerdict::Good, "{set_up:?}");
     assert!(store.list("demo/").await.unwrap().is_empty());
 
