@@ -87,9 +87,14 @@ pub async fn plan_pruning(
 
 /// Removes it. Whatever stops it, a snapshot without its manifest is a leftover that the next run finds.
 pub async fn prune(store: &dyn ObjectStore, pruning: &Pruning) -> PortResult<usize> {
-    for (done, key) in pruning.keys.iter().enumerate() {
+    remove(store, &pruning.keys).await
+}
+
+/// Deletes objects in their order; answers with how many.
+pub(crate) async fn remove(store: &dyn ObjectStore, keys: &[String]) -> PortResult<usize> {
+    for (done, key) in keys.iter().enumerate() {
         store.delete(key).await.map_err(|e| {
-            let total = pruning.keys.len();
+            let total = keys.len();
             let hint = match e.code {
                 ErrorCode::Forbidden => {
                     "the everyday credential is not to delete: run this with one that may, in AWS_ACCESS_KEY_ID and \
@@ -100,7 +105,7 @@ pub async fn prune(store: &dyn ObjectStore, pruning: &Pruning) -> PortResult<usi
             e.context(format!("{done} of {total} objects were removed")).hint(hint)
         })?;
     }
-    Ok(pruning.keys.len())
+    Ok(keys.len())
 }
 
 fn facts(entry: &Entry) -> SnapshotFacts {

@@ -158,6 +158,7 @@ impl Command {
         match self {
             Self::Snapshot(args) => args.may_look_back(),
             Self::Log(args) => args.may_look_back(),
+            Self::Volume(args) => args.may_look_back(),
             Self::Materialize(_) | Self::Diff(_) | Self::Get(_) | Self::RestoreObject(_) => true,
             Self::Rebuild(_) | Self::Plan(_) | Self::Runbook(_) | Self::Resume(_) | Self::Status(_) => true,
             _ => false,
@@ -169,7 +170,7 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
     if let Some(before) = context.global.as_of {
         if !command.may_look_back() {
             return Err(CliError::new(ExitKind::Usage, "--as-of is for commands that read backups")
-                .hint("nothing was touched; it goes with snapshot list, show and fetch, log status, materialize, diff, get, restore-object, plan, rebuild, runbook, resume, status"));
+                .hint("nothing was touched; it goes with snapshot list, show and fetch, log status, materialize, diff, get, restore-object, volume list and restore, plan, rebuild, runbook, resume, status"));
         }
         if before > crate::ports::Clock::now(&crate::ports::SystemClock) {
             return Err(CliError::new(ExitKind::Usage, format!("--as-of {before} is still to come"))

@@ -61,14 +61,42 @@ pub(super) fn retention<'p>(
     policies: impl Iterator<Item = &'p Policy>,
     cluster: &Cluster,
 ) -> Result<RetentionConfig, CliError> {
-    let mut saying = policies.filter(|p| p.holds_for(&cluster.name)).filter_map(|p| Some((p, p.retention.as_ref()?)));
+    let said = said(policies, cluster, "retention", "snapshots", |policy| policy.retention.as_ref())?;
+    Ok(said.unwrap_or_else(|| cluster.backup.retention.clone()))
+}
+
+/// Which backups of volumes stay: as a policy says for them, otherwise as snapshots do.
+///
+/// # Errors
+/// As [`retention`].
+pub(super) fn volume_retention<'p>(
+    policies: impl Iterator<Item = &'p Policy> + Clone,
+    cluster: &Cluster,
+) -> Result<RetentionConfig, CliError> {
+    let own = |policy: &'p Policy| policy.volume_retention.as_ref();
+    match said(policies.clone(), cluster, "volumeRetention", "backups of volumes", own)? {
+        Some(said) => Ok(said),
+        None => retention(policies, cluster),
+    }
+}
+
+/// What one policy that holds for the cluster says in a field.
+fn said<'p>(
+    policies: impl Iterator<Item = &'p Policy>,
+    cluster: &Cluster,
+    field: &str,
+    what: &str,
+    value: impl Fn(&'p Policy) -> Option<&'p RetentionConfig>,
+) -> Result<Option<RetentionConfig>, CliError> {
+    let mut saying = policies.filter(|p| p.holds_for(&cluster.name)).filter_map(|p| Some((p, value(p)?)));
     match (saying.next(), saying.next()) {
-        (None, _) => Ok(cluster.backup.retention.clone()),
-        (Some((_, retention)), None) => Ok(retention.clone()),
+        (None, _) => Ok(None),
+        (Some((_, retention)), None) => Ok(Some(retention.clone())),
         (Some((one, _)), Some((other, _))) => {
             let message =
-                format!("policies {} and {} both say which snapshots of {} stay", one.name, other.name, cluster.name);
-            Err(CliError::new(ExitKind::Usage, message).hint("nothing was touched; leave `retention` in one of them"))
+                format!("policies {} and {} both say which {what} of {} stay", one.name, other.name, cluster.name);
+            Err(CliError::new(ExitKind::Usage, message)
+                .hint(format!("nothing was touched; leave `{field}` in one of them")))
         }
     }
 }

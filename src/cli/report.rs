@@ -73,17 +73,21 @@ fn over_a_period(args: &Args, context: &Context) -> Result<(), CliError> {
             });
         }
     }
-    let (documents, refused, snapshots) = context.block_on(async {
+    let (documents, refused, snapshots, volumes) = context.block_on(async {
         let (documents, refused) = documents(&connected).await?;
         let (entries, _) = crate::backup::Catalog::new(connected.store.as_ref(), &cluster).list().await?;
         let proven = |proof: &crate::backup::Proof| matches!(proof, crate::backup::Proof::Proven { .. });
         let snapshots: Vec<(String, bool)> =
             entries.into_iter().map(|entry| (entry.manifest.id, proven(&entry.proof))).collect();
-        PortResult::Ok((documents, refused, snapshots))
+        let (volumes, _) =
+            crate::volumes::Records { store: connected.store.as_ref(), cluster: &cluster }.list().await?;
+        let volumes: Vec<(String, bool)> =
+            volumes.into_iter().map(|entry| (entry.backup.id, proven(&entry.proof))).collect();
+        PortResult::Ok((documents, refused, snapshots, volumes))
     })?;
     let (evidence, broken) = check_chain(&documents);
     let broken = refused.into_iter().chain(broken.iter().map(ToString::to_string)).collect();
-    let found = period(&cluster, (since, until), &evidence, planned, &snapshots, broken);
+    let found = period(&cluster, (since, until), &evidence, planned, &snapshots, &volumes, broken);
     if let Some(path) = &args.html {
         crate::secrets::write_file(path, 0o644, period_page(&found).as_bytes(), true)?;
     }
@@ -102,6 +106,10 @@ fn over_a_period(args: &Args, context: &Context) -> Result<(), CliError> {
         println!("Recovery   {runbook}: {} runs, {last}{change}", trend.runs);
     }
     println!("Snapshots  {} proven by a restore, {} unproven", found.proven.len(), found.unproven.len());
+    if !volumes.is_empty() {
+        let (proven, unproven) = (found.volumes_proven.len(), found.volumes_unproven.len());
+        println!("Volumes    {proven} backups proven by a restore, {unproven} unproven");
+    }
     for problem in &found.broken {
         println!("EVIDENCE   {problem}");
     }

@@ -1,6 +1,7 @@
 //! The service: policies are run, and how it stands is shown.
 
 mod entrance;
+mod volumes;
 mod work;
 
 use std::collections::BTreeMap;
@@ -170,8 +171,21 @@ fn tended(context: &Context, secrets: &mut Secrets) -> Result<Arc<Tended>, CliEr
         secrets.insert(wanted.to_owned(), value);
     }
     let (store, clock) = (Arc::clone(&connected.store), Arc::clone(&connected.world.clock));
-    let retention = super::policy::retention(policies.iter().map(AsRef::as_ref), &connected.declared.cluster)?;
+    let cluster = &connected.declared.cluster;
+    let retention = super::policy::retention(policies.iter().map(AsRef::as_ref), cluster)?;
+    let volume_retention = super::policy::volume_retention(policies.iter().map(AsRef::as_ref), cluster)?;
+    let volumes: Vec<String> = cluster.volumes.iter().map(|volume| volume.name.clone()).collect();
     for (policy, schedule) in policies.iter().flat_map(|p| p.schedules.iter().map(move |s| (p, s))) {
+        let declared = &connected.declared.cluster.volumes;
+        if let Some(volume) = schedule.volumes.iter().find(|name| !declared.iter().any(|volume| volume.name == **name))
+        {
+            let message = format!(
+                "policy {}, schedule {}: cluster {name} declares no volume {volume}",
+                policy.name, schedule.name
+            );
+            return Err(CliError::new(ExitKind::Usage, message)
+                .hint("nothing was begun; correct the policy, or declare it in `volumes` of cluster.yaml"));
+        }
         for runbook in &schedule.runbooks {
             let asked = schedule.approval == Approval::Required;
             super::runbook::may_be_scheduled(runbook, asked, context).map_err(|mut error| {
@@ -180,8 +194,9 @@ fn tended(context: &Context, secrets: &mut Secrets) -> Result<Arc<Tended>, CliEr
             })?;
         }
     }
-    let work = work::Commands::new(context, connected, retention);
-    Ok(Arc::new(Tended::new(name, policies, store, Arc::new(work), clock, Arc::new(tell))))
+    let work = work::Commands::new(context, connected, retention, volume_retention);
+    let tended = Tended::new(name, policies, store, Arc::new(work), clock, Arc::new(tell));
+    Ok(Arc::new(tended.with_volumes(volumes)))
 }
 
 /// The same options for another Git directory. Nobody watches, and standard output belongs to no run.

@@ -1,3 +1,5 @@
+mod volumes;
+
 use std::fmt::Write as _;
 
 use jiff::{Timestamp, Unit};
@@ -12,6 +14,7 @@ use crate::drill::{Evidence, Verdict};
 use crate::plan::{Drift, Inventory};
 use crate::ports::{ObjectStore, PortResult, ServerStatus};
 use crate::steps::World;
+use crate::volumes::Records;
 
 /// A snapshot older than this is worth a word.
 const SNAPSHOT_HOURS: i64 = 24;
@@ -39,6 +42,8 @@ struct Status {
     versions: Versions,
     snapshot: Option<SnapshotLine>,
     drill: Option<DrillLine>,
+    /// Backups of declared volumes.
+    volumes: Vec<volumes::VolumeLine>,
     drift: Vec<Drift>,
 }
 
@@ -122,14 +127,33 @@ pub fn run(_: Args, context: &Context) -> Result<(), CliError> {
 async fn look(world: &World, ssh_public_key: &str) -> Result<Status, CliError> {
     let catalog = async { Catalog::new(world.store.as_ref(), &world.cluster.name).list().await };
     let drill = last_drill(world.store.as_ref(), &world.cluster.name);
-    let (looked, entries, drill) = tokio::join!(look_for_drift(world, ssh_public_key), catalog, drill);
+    let records = async {
+        // Nobody is asked about what is not declared.
+        match world.cluster.volumes.is_empty() {
+            true => Ok((Vec::new(), Vec::new())),
+            false => Records { store: world.store.as_ref(), cluster: &world.cluster.name }.list().await,
+        }
+    };
+    let (looked, entries, drill, records) =
+        tokio::join!(look_for_drift(world, ssh_public_key), catalog, drill, records);
     let (inventory, drift) = looked?;
     // A bucket that is away must not hide the cluster: it becomes a line that asks for attention.
     let (entries, trouble) = match entries {
         Ok((entries, unreadable)) => (entries, unreadable.into_iter().map(|e| e.message).collect()),
         Err(error) => (Vec::new(), vec![format!("the bucket can't be read: {error}")]),
     };
-    Ok(assemble(world, &inventory, drift, &entries, trouble, drill.unwrap_or_default()))
+    let mut status = assemble(world, &inventory, drift, &entries, trouble, drill.unwrap_or_default());
+    // Where the bucket is away, that was said.
+    if let Ok((backups, unreadable)) = records {
+        let (lines, attention) = volumes::lines(&world.cluster.volumes, &backups, status.at);
+        status.volumes = lines;
+        let refused = unreadable.into_iter().map(|e| format!("a backup of a volume is not believed: {}", e.message));
+        status.attention.extend(attention.into_iter().chain(refused));
+        if status.health == "healthy" && !status.attention.is_empty() {
+            status.health = "attention";
+        }
+    }
+    Ok(status)
 }
 
 /// The newest evidence in the bucket.
@@ -221,6 +245,7 @@ fn assemble(
             verdict: d.verdict,
             recovery_seconds: d.recovery.seconds,
         }),
+        volumes: Vec::new(),
         drift,
     }
 }
@@ -358,6 +383,14 @@ fn render(status: &Status) -> String {
             writeln!(text, "drill     {} {verdict}, {ended} ago{recovery} (run {})", d.runbook, d.run)
         }
     };
+    for line in &status.volumes {
+        let _ = match (&line.backup, line.taken_at, &line.proof) {
+            (Some(backup), Some(at), Some(proof)) => {
+                writeln!(text, "volume    {backup}, {} ago, {proof}; {} in all", age(status.at, at), line.count)
+            }
+            _ => writeln!(text, "volume    {}: no backup", line.volume),
+        };
+    }
     let _ = match status.drift.len() {
         0 => writeln!(text, "drift     none"),
         n => writeln!(text, "drift     {n} (`hk-dr drift`)"),

@@ -81,10 +81,11 @@ pub fn load_policy(text: &str, file: &str) -> Result<Policy, ConfigError> {
 }
 
 /// Policies that come with hk-dr, to copy and edit: name and text. None holds unless it is in the Git directory.
-pub const SHIPPED_POLICIES: [(&str, &str); 3] = [
+pub const SHIPPED_POLICIES: [(&str, &str); 4] = [
     ("backups", include_str!("../../policies/backups.yaml")),
     ("drills", include_str!("../../policies/drills.yaml")),
     ("retention", include_str!("../../policies/retention.yaml")),
+    ("volumes", include_str!("../../policies/volumes.yaml")),
 ];
 
 /// The JSON Schema of a policy, for editors.

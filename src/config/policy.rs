@@ -31,6 +31,9 @@ pub struct Policy {
     /// Which snapshots stay; without it what `cluster.yaml` says. `snapshot.prune` and `hk-dr snapshot prune` go by it.
     #[serde(default)]
     pub retention: Option<RetentionConfig>,
+    /// Which backups of volumes stay; without it as snapshots do. `volume.prune` and `hk-dr volume prune` go by it.
+    #[serde(default)]
+    pub volume_retention: Option<RetentionConfig>,
     /// What is done when.
     #[serde(default)]
     pub schedules: Vec<Schedule>,
@@ -64,6 +67,12 @@ pub struct PolicyTargets {
     /// Longest time since the last drill that passed, in days.
     #[serde(default)]
     pub drill_age_days: Option<u32>,
+    /// Oldest that the newest backup of each declared volume may be, in hours.
+    #[serde(default)]
+    pub volume_age_hours: Option<u32>,
+    /// Oldest that the newest proven backup of each declared volume may be, in hours.
+    #[serde(default)]
+    pub volume_proven_age_hours: Option<u32>,
 }
 
 /// How the log is shipped.
@@ -103,10 +112,11 @@ pub struct Schedule {
     /// A run that begins later than this counts as missed, in minutes.
     #[serde(default = "default_late_minutes")]
     pub late_minutes: u32,
-    /// snapshot.take: read it back afterwards.
+    /// snapshot.take, volume.backup: read it back afterwards.
     #[serde(default)]
     pub verify: bool,
-    /// snapshot.verify: which snapshot is read back; runbook.run: which one is restored, by runbooks that restore one.
+    /// snapshot.verify, volume.verify: which one is verified; runbook.run: which one is restored, by runbooks that restore
+    /// one.
     #[serde(default)]
     pub point: RecoveryPointChoice,
     /// runbook.run: names of runbooks, each in turn.
@@ -118,6 +128,12 @@ pub struct Schedule {
     /// runbook.run: locations to go to, each in turn; for runbooks that go elsewhere.
     #[serde(default)]
     pub locations: Vec<String>,
+    /// volume.backup, volume.verify: names of declared volumes; none: all.
+    #[serde(default)]
+    pub volumes: Vec<String>,
+    /// volume.verify: how much is proven.
+    #[serde(default)]
+    pub level: VolumeLevel,
     /// Whether a person must agree to each run first.
     #[serde(default)]
     pub approval: Approval,
@@ -141,6 +157,15 @@ pub enum Action {
     /// Run a runbook: a drill.
     #[serde(rename = "runbook.run")]
     RunbookRun,
+    /// Back up the files of volumes.
+    #[serde(rename = "volume.backup")]
+    VolumeBackup,
+    /// Read backups of volumes, or restore them and compare.
+    #[serde(rename = "volume.verify")]
+    VolumeVerify,
+    /// Remove backups of volumes that retention does not keep.
+    #[serde(rename = "volume.prune")]
+    VolumePrune,
 }
 
 impl Action {
@@ -152,8 +177,22 @@ impl Action {
             Self::SnapshotPrune => "snapshot.prune",
             Self::LogCompact => "log.compact",
             Self::RunbookRun => "runbook.run",
+            Self::VolumeBackup => "volume.backup",
+            Self::VolumeVerify => "volume.verify",
+            Self::VolumePrune => "volume.prune",
         }
     }
+}
+
+/// How much a backup of a volume is to prove.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum VolumeLevel {
+    /// Every byte of the repository is read.
+    #[default]
+    Read,
+    /// It is restored on the service's machine, and each file compared.
+    Restore,
 }
 
 /// What becomes of missed runs.

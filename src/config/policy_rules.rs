@@ -105,8 +105,14 @@ impl Rules<'_> {
         self.range(&at("jitterSeconds"), schedule.jitter_seconds, 0, JITTER_SECONDS_MAX);
         self.range(&at("lateMinutes"), schedule.late_minutes, 1, 7 * 1440);
         let given = [
-            ("verify", schedule.verify, &[Action::SnapshotTake][..]),
-            ("point", schedule.point != Default::default(), &[Action::SnapshotVerify, Action::RunbookRun]),
+            ("verify", schedule.verify, &[Action::SnapshotTake, Action::VolumeBackup][..]),
+            (
+                "point",
+                schedule.point != Default::default(),
+                &[Action::SnapshotVerify, Action::RunbookRun, Action::VolumeVerify],
+            ),
+            ("volumes", !schedule.volumes.is_empty(), &[Action::VolumeBackup, Action::VolumeVerify]),
+            ("level", schedule.level != Default::default(), &[Action::VolumeVerify]),
             ("runbooks", !schedule.runbooks.is_empty(), &[Action::RunbookRun]),
             ("servers", !schedule.servers.is_empty(), &[Action::RunbookRun]),
             ("locations", !schedule.locations.is_empty(), &[Action::RunbookRun]),
@@ -117,6 +123,9 @@ impl Rules<'_> {
                 let names: Vec<String> = actions.iter().map(|action| format!("`{}`", action.name())).collect();
                 self.wrong(&at(field), message, format!("it belongs to {}", names.join(" and ")));
             }
+        }
+        for (index, volume) in schedule.volumes.iter().enumerate() {
+            self.name(&at(&format!("volumes.{index}")), volume);
         }
         if schedule.action == Action::RunbookRun && schedule.runbooks.is_empty() {
             self.wrong(&at("runbooks"), "it names no runbook", "`hk-dr runbook list` shows what there is");
@@ -223,12 +232,18 @@ mod tests {
         let found =
             scheduled("    action: snapshot.prune\n    cron: 0 2 * * *\n    locations: [x]\n    point: random\n");
         assert!(
-            found.contains("takes no `locations`") && found.contains("`snapshot.verify` and `runbook.run`"),
+            found.contains("takes no `locations`")
+                && found.contains("`snapshot.verify` and `runbook.run` and `volume.verify`"),
             "{found}"
         );
         let found =
             with("retention: {allHour: 3}\nschedules:\n  - {name: a, action: snapshot.prune, cron: 0 2 * * *}\n");
         assert!(found.contains("did you mean `allHours`?"), "{found}");
+        let found =
+            scheduled("    action: volume.prune\n    cron: 0 2 * * *\n    volumes: [shop]\n    level: restore\n");
+        assert!(found.contains("`volume.prune` takes no `volumes`") && found.contains("takes no `level`"), "{found}");
+        let found = scheduled("    action: volume.verify\n    cron: 0 2 * * *\n    volumes: [shop]\n    level: boot\n");
+        assert!(found.contains("policies/x.yaml:11:12:") && found.contains("one of: read, restore"), "{found}");
         let found = scheduled("    action: runbook.run\n    cron: 0 2 * * *\n");
         assert!(found.contains("names no runbook"), "{found}");
         assert!(with("").contains("does nothing"));

@@ -84,8 +84,32 @@ fn tiers(policy: &RetentionConfig) -> [Tier; 5] {
     ]
 }
 
+/// What the reasons call things.
+#[derive(Debug, Clone, Copy)]
+pub struct Words {
+    one: &'static str,
+    /// The command that reads one back.
+    verify: &'static str,
+}
+
+/// Snapshots of etcd.
+const SNAPSHOTS: Words = Words { one: "snapshot", verify: "hk-dr snapshot verify" };
+/// Backups of one volume.
+const VOLUME_BACKUPS: Words = Words { one: "backup", verify: "hk-dr volume verify" };
+
 /// Decides about every snapshot.
 pub fn decide(policy: &RetentionConfig, snapshots: &[SnapshotFacts], now: Timestamp) -> Retention {
+    decide_about(SNAPSHOTS, policy, snapshots, now)
+}
+
+/// Decides about every backup of one volume, in the same way; there is no log that has to begin with one.
+pub fn decide_about_volume(policy: &RetentionConfig, backups: &[SnapshotFacts], now: Timestamp) -> Vec<Decision> {
+    let without_log = RetentionConfig { log_days: 0, ..policy.clone() };
+    decide_about(VOLUME_BACKUPS, &without_log, backups, now).decisions
+}
+
+fn decide_about(words: Words, policy: &RetentionConfig, snapshots: &[SnapshotFacts], now: Timestamp) -> Retention {
+    let Words { one, verify } = words;
     let mut ordered: Vec<&SnapshotFacts> = snapshots.iter().collect();
     ordered.sort_by(|a, b| (b.taken_at, &b.id).cmp(&(a.taken_at, &a.id)));
     let verified: Vec<&SnapshotFacts> =
@@ -115,7 +139,7 @@ pub fn decide(policy: &RetentionConfig, snapshots: &[SnapshotFacts], now: Timest
         let is = |other: Option<&SnapshotFacts>| other.is_some_and(|other| other.id == snapshot.id);
         let age = now.as_second() - snapshot.taken_at.as_second();
         let Some(newest) = newest else {
-            return (true, "no snapshot was ever read back: nothing is removed (hk-dr snapshot verify)".into());
+            return (true, format!("no {one} was ever read back: nothing is removed ({verify})"));
         };
         if age < 0 {
             return (true, "its time is in the future: a clock is wrong, or it is forged".into());
@@ -133,7 +157,7 @@ pub fn decide(policy: &RetentionConfig, snapshots: &[SnapshotFacts], now: Timest
             return (true, format!("younger than {} hours", policy.all_hours));
         }
         if snapshot.worth == Worth::Unread && snapshot.taken_at > newest.taken_at {
-            return (true, "newer than any that was read back (hk-dr snapshot verify)".into());
+            return (true, format!("newer than any that was read back ({verify})"));
         }
         let mut covered = None;
         for (tier, best) in tiers.iter().zip(&represented).filter(|(tier, _)| age < tier.window_seconds) {
@@ -144,7 +168,7 @@ pub fn decide(policy: &RetentionConfig, snapshots: &[SnapshotFacts], now: Timest
                 Some(representative) => covered = covered.or(Some((tier.name, representative.id.as_str()))),
                 None => {
                     let name = tier.name;
-                    return (true, format!("none of its {name} was read back (hk-dr snapshot verify)"));
+                    return (true, format!("none of its {name} was read back ({verify})"));
                 }
             }
         }
@@ -227,6 +251,31 @@ mod tests {
         assert_eq!(why("s00005"), (false, "older than everything that is to be kept"));
         assert_eq!(why("s00006"), (true, "its time is in the future: a clock is wrong, or it is forged"));
         assert_eq!(decided.log_base.as_deref(), Some("s00004"));
+    }
+
+    #[test]
+    fn backups_of_volumes_are_judged_alike_but_for_the_log() {
+        let all = [
+            snapshot(0, 2 * HOUR, Worth::Unread),
+            snapshot(1, 30 * HOUR, Worth::Verified),
+            snapshot(2, 10 * DAY + 60, Worth::Verified),
+            snapshot(3, 10 * DAY, Worth::Verified),
+            snapshot(4, 3000 * DAY, Worth::Proven),
+            snapshot(5, 3001 * DAY, Worth::Unread),
+        ];
+        let decided = decide_about_volume(&RetentionConfig::default(), &all, at(0));
+        let why = |id: &str| {
+            let one = decided.iter().find(|d| d.id == id).unwrap();
+            (one.keep, one.reason.as_str())
+        };
+        assert_eq!(why("s00000"), (true, "younger than 24 hours"));
+        assert_eq!(why("s00001"), (true, "the newest that was read back"));
+        assert_eq!(why("s00002"), (true, "the first of its day"));
+        assert_eq!(why("s00003"), (false, "its day is kept by s00002"));
+        assert_eq!(why("s00004"), (true, "the last proven one"));
+        assert_eq!(why("s00005"), (false, "older than everything that is to be kept"));
+        let none = decide_about_volume(&RetentionConfig::default(), &all[..1], at(-3000 * DAY));
+        assert!(none[0].keep && none[0].reason.contains("(hk-dr volume verify)"), "{none:?}");
     }
 
     #[test]

@@ -131,8 +131,9 @@ pub fn period_page(period: &Period) -> String {
             }
         }
         h2 { "Backups never restored" }
-        @if period.unproven.is_empty() { p .passed { "None." } }
-        ul { @for id in &period.unproven { li { (id) } } }
+        @if period.unproven.is_empty() && period.volumes_unproven.is_empty() { p .passed { "None." } }
+        ul { @for id in &period.unproven { li { (id) } }
+            @for id in &period.volumes_unproven { li { "volume: " (id) } } }
     };
     frame(&format!("Rehearsals of {}", period.cluster), &body)
 }

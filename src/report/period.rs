@@ -35,6 +35,9 @@ pub struct Period {
     /// Snapshots that were never restored, newest first.
     pub unproven: Vec<String>,
     pub proven: Vec<String>,
+    /// Backups of volumes that were never restored, newest first.
+    pub volumes_unproven: Vec<String>,
+    pub volumes_proven: Vec<String>,
     /// What is wrong with the chain of evidence.
     pub broken: Vec<String>,
     /// Newest first.
@@ -64,13 +67,14 @@ pub struct RunbookTrend {
     pub target_seconds: Option<u32>,
 }
 
-/// Draws it up. `snapshots`: names, newest first, and whether each was restored with success.
+/// Draws it up. `snapshots`, `volumes`: names of backups, newest first, and whether each was restored with success.
 pub fn period(
     cluster: &str,
     span: (Timestamp, Timestamp),
     evidence: &[Evidence],
     planned: Vec<Planned>,
     snapshots: &[(String, bool)],
+    volumes: &[(String, bool)],
     broken: Vec<String>,
 ) -> Period {
     let ended = |e: &Evidence| e.ended.as_ref().and_then(|at| at.parse::<Timestamp>().ok());
@@ -93,7 +97,9 @@ pub fn period(
         trend.seconds.sort_by_key(|(at, _)| *at);
         trend.change_per_month = slope(&trend.seconds);
     }
-    let names = |proven: bool| snapshots.iter().filter(|(_, p)| *p == proven).map(|(id, _)| id.clone()).collect();
+    let names = |of: &[(String, bool)], proven: bool| -> Vec<String> {
+        of.iter().filter(|(_, p)| *p == proven).map(|(id, _)| id.clone()).collect()
+    };
     let drill = |e: &&Evidence| Drill {
         run: e.run.clone(),
         runbook: e.runbook.clone(),
@@ -114,8 +120,10 @@ pub fn period(
         failed: count(Verdict::Failed),
         inconclusive: count(Verdict::Inconclusive),
         trends,
-        unproven: names(false),
-        proven: names(true),
+        unproven: names(snapshots, false),
+        proven: names(snapshots, true),
+        volumes_unproven: names(volumes, false),
+        volumes_proven: names(volumes, true),
         broken,
         drills: within.iter().rev().map(drill).collect(),
     }
@@ -164,7 +172,8 @@ mod tests {
         let planned = vec![Planned { policy: "p".into(), schedule: "s".into(), runbooks: vec![], times: 5 }];
         let span = ("2026-04-01T00:00:00Z".parse().unwrap(), "2026-07-01T00:00:00Z".parse().unwrap());
         let snapshots = [("new".to_owned(), false), ("old".to_owned(), true)];
-        let found = period("demo", span, &all, planned, &snapshots, Vec::new());
+        let found = period("demo", span, &all, planned, &snapshots, &[("shop".to_owned(), false)], Vec::new());
+        assert_eq!((&found.volumes_unproven[..], found.volumes_proven.len()), (&["shop".to_owned()][..], 0));
         assert_eq!((found.planned_total, found.done, found.passed, found.failed), (5, 3, 2, 1));
         let change = found.trends["volume-reattach"].change_per_month.unwrap();
         assert!((change - 2.0).abs() < 0.01, "{change}");

@@ -48,6 +48,7 @@ pub fn metrics(view: &View) -> String {
     let service = sheet.gauge("service_info", "Version of the service");
     set(&service, &vec![("version".into(), view.hk_dr_version.into())], Some(1.0));
     backups(&mut sheet, view);
+    volumes(&mut sheet, view);
     drills(&mut sheet, view);
     schedules(&mut sheet, view);
     let mut text = String::new();
@@ -95,6 +96,33 @@ fn backups(sheet: &mut Sheet, view: &View) {
         set(&point_target, &labels, cluster.targets.recovery_point_seconds.map(f64::from));
         set(&requests, &labels, cluster.gauges.cloud_requests_left);
         set(&certificates, &labels, cluster.gauges.certificate_ends.map(|at| number(at.as_second())));
+    }
+}
+
+fn volumes(sheet: &mut Sheet, view: &View) {
+    let declared = sheet.gauge("volume_declared", "1 for each volume that cluster.yaml declares");
+    let count = sheet.gauge("volume_backups", "Backups of a volume, by whether one was restored with success");
+    let age = sheet.gauge("volume_backup_age_seconds", "Age of a volume's newest backup that nobody found damaged");
+    let age_target = sheet.gauge("volume_backup_age_target_seconds", "What is promised");
+    let proven = sheet
+        .gauge("volume_backup_proven_age_seconds", "Age of a volume's newest backup that was restored with success");
+    let proven_target = sheet.gauge("volume_backup_proven_age_target_seconds", "What is promised");
+    for cluster in &view.clusters {
+        let hours = |hours: Option<u32>| hours.map(|h| f64::from(h) * 3600.0);
+        set(&age_target, &of(cluster), hours(cluster.targets.volume_age_hours));
+        set(&proven_target, &of(cluster), hours(cluster.targets.volume_proven_age_hours));
+        // Until the bucket was read it is not known that there are none.
+        for volume in cluster.declared_volumes.iter().filter(|_| cluster.observed_at.is_some()) {
+            let labels = with(&of(cluster), &[("volume", volume)]);
+            set(&declared, &labels, Some(1.0));
+            for (name, is_proven) in [("true", true), ("false", false)] {
+                let of_volume = cluster.volume_backups.iter().filter(|b| b.volume == *volume && b.proven == is_proven);
+                let found = i64::try_from(of_volume.count()).unwrap_or(i64::MAX);
+                set(&count, &with(&labels, &[("proven", name)]), Some(number(found)));
+            }
+            set(&age, &labels, cluster.volume_age(volume, view.at));
+            set(&proven, &labels, cluster.volume_proven_age(volume, view.at));
+        }
     }
 }
 

@@ -134,6 +134,7 @@ fn one(cluster: &ClusterView, now: Timestamp, seen: Seen) -> Markup {
                     @if log.open_gaps > 0 { span .bad { "; " (log.open_gaps) " gaps that no snapshot closes" } }
                     "." }
             }
+            (volumes(cluster, now))
             h3 { "Evidence" }
             table {
                 tr { th { "Run" } th { "Runbook" } th { "Ended" } th { "Recovery time" } th { "Lost" } th { "Verdict" } }
@@ -149,6 +150,36 @@ fn one(cluster: &ClusterView, now: Timestamp, seen: Seen) -> Markup {
                 }
             }
             @if cluster.drills.is_empty() { p .open { "No drill yet: nothing shows how long a recovery takes." } }
+        }
+    }
+}
+
+/// Each declared volume against its targets, and the newest backups.
+fn volumes(cluster: &ClusterView, now: Timestamp) -> Markup {
+    let hours = |hours: Option<u32>| hours.map(|h| f64::from(h) * 3600.0);
+    let (age, proven) = (hours(cluster.targets.volume_age_hours), hours(cluster.targets.volume_proven_age_hours));
+    html! {
+        @if !cluster.declared_volumes.is_empty() || !cluster.volume_backups.is_empty() {
+            h3 { "Volumes" }
+            div .tiles {
+                @for volume in &cluster.declared_volumes {
+                    (tile(&format!("{volume}: newest backup"), cluster.volume_age(volume, now), age, "old"))
+                    (tile(&format!("{volume}: newest proven"), cluster.volume_proven_age(volume, now), proven, "old"))
+                }
+            }
+            table {
+                tr { th { "Backup" } th { "Age" } th { "Files" } th { "Size" } th { "Proof" } }
+                @for backup in cluster.volume_backups.iter().take(ROWS) {
+                    tr {
+                        td { (backup.id) } td { (span(seconds(backup.taken_at, now))) } td { (backup.files) }
+                        td { (indicatif::HumanBytes(backup.bytes)) }
+                        td .good[backup.proven] .bad[backup.bad] .open[!backup.proven && !backup.bad] { (backup.proof) }
+                    }
+                }
+            }
+            @for volume in cluster.declared_volumes.iter().filter(|v| cluster.volume_age(v, now).is_none()) {
+                p .bad { "There is no backup of volume " (volume) "." }
+            }
         }
     }
 }

@@ -34,6 +34,8 @@ pub struct Tended {
     pub clock: Arc<dyn Clock>,
     /// Where things are told, a line each.
     pub tell: Arc<dyn Fn(&str) + Send + Sync>,
+    /// Names of declared volumes.
+    volumes: Vec<String>,
     away: Once,
     books: Mutex<BTreeMap<(String, String), Book>>,
 }
@@ -48,7 +50,15 @@ impl Tended {
         clock: Arc<dyn Clock>,
         tell: Arc<dyn Fn(&str) + Send + Sync>,
     ) -> Self {
-        Self { name, policies, store, work, clock, tell, away: Once::default(), books: Mutex::default() }
+        let (away, books) = (Once::default(), Mutex::default());
+        Self { name, policies, store, work, clock, tell, volumes: Vec::new(), away, books }
+    }
+
+    /// With volumes whose backups are watched.
+    #[must_use]
+    pub fn with_volumes(mut self, volumes: Vec<String>) -> Self {
+        self.volumes = volumes;
+        self
     }
 
     pub(super) fn say(&self, text: &str) {
@@ -129,6 +139,7 @@ impl Service {
         let cluster = |tended: &Arc<Tended>| ClusterView {
             name: tended.name.clone(),
             targets: strictest(tended.policies.iter().map(|p| &p.targets)),
+            declared_volumes: tended.volumes.clone(),
             ..ClusterView::default()
         };
         let view = View {

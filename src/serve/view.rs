@@ -8,6 +8,7 @@ use crate::config::PolicyTargets;
 use crate::drill::Evidence;
 use crate::plan::schedule::Book;
 use crate::ports::{ErrorCode, ObjectStore, PortError, PortResult};
+use crate::volumes::{self, Records};
 
 /// Drills that are shown and measured.
 const DRILLS_MAX: usize = 60;
@@ -37,6 +38,10 @@ pub struct ClusterView {
     pub trouble: Option<String>,
     /// Newest first.
     pub snapshots: Vec<SnapshotView>,
+    /// Names of the volumes that cluster.yaml declares.
+    pub declared_volumes: Vec<String>,
+    /// Backups of volumes, also of such that are declared no more; newest first.
+    pub volume_backups: Vec<VolumeBackupView>,
     pub log: Option<LogView>,
     /// Newest first.
     pub drills: Vec<Evidence>,
@@ -54,6 +59,21 @@ pub struct SnapshotView {
     pub stored_bytes: u64,
     /// Restored with success, at some level.
     pub proven: bool,
+    pub proof: String,
+}
+
+/// A backup of a volume.
+#[derive(Debug, Clone, Serialize)]
+pub struct VolumeBackupView {
+    pub id: String,
+    pub volume: String,
+    pub taken_at: Timestamp,
+    pub files: u64,
+    pub bytes: u64,
+    /// Restored with success.
+    pub proven: bool,
+    /// Somebody found it damaged.
+    pub bad: bool,
     pub proof: String,
 }
 
@@ -120,6 +140,18 @@ impl ClusterView {
         self.snapshots.iter().find(|s| s.proven).map(|s| seconds(s.taken_at, now))
     }
 
+    /// Age of a volume's newest backup that nobody found damaged.
+    pub fn volume_age(&self, volume: &str, now: Timestamp) -> Option<f64> {
+        let mut whole = self.volume_backups.iter().filter(|b| b.volume == volume && !b.bad);
+        whole.next().map(|b| seconds(b.taken_at, now))
+    }
+
+    /// Age of a volume's newest backup that was restored with success.
+    pub fn volume_proven_age(&self, volume: &str, now: Timestamp) -> Option<f64> {
+        let mut proven = self.volume_backups.iter().filter(|b| b.volume == volume && b.proven);
+        proven.next().map(|b| seconds(b.taken_at, now))
+    }
+
     /// The newest drill of each runbook.
     pub fn newest_drills(&self) -> BTreeMap<&str, &Evidence> {
         self.drills.iter().rev().map(|drill| (drill.runbook.as_str(), drill)).collect()
@@ -165,7 +197,9 @@ pub async fn observe(
         Err(e) if e.code == ErrorCode::NotFound => None,
         Err(e) => return Err(e),
     };
+    let (volumes, _) = Records { store, cluster: &view.name }.list().await?;
     read_evidence(store, &view.name, known).await?;
+    view.volume_backups = volumes.into_iter().map(of_volume).collect();
     view.snapshots = entries
         .into_iter()
         .map(|entry| SnapshotView {
@@ -183,6 +217,19 @@ pub async fn observe(
     view.observed_at = Some(now);
     view.trouble = None;
     Ok(())
+}
+
+fn of_volume(entry: volumes::Entry) -> VolumeBackupView {
+    VolumeBackupView {
+        taken_at: entry.backup.taken_at,
+        files: entry.backup.files,
+        bytes: entry.backup.bytes,
+        proven: matches!(entry.proof, Proof::Proven { .. }),
+        bad: matches!(entry.proof, Proof::Bad { .. }),
+        proof: entry.proof.to_string(),
+        volume: entry.backup.volume,
+        id: entry.backup.id,
+    }
 }
 
 /// Reads the evidence of runs that is not known yet. What is damaged is left out: it is shown by `hk-dr report verify`.
@@ -230,6 +277,8 @@ pub fn strictest<'a>(targets: impl Iterator<Item = &'a PolicyTargets>) -> Policy
         snapshot_age_hours: least(all.snapshot_age_hours, one.snapshot_age_hours),
         proven_age_hours: least(all.proven_age_hours, one.proven_age_hours),
         drill_age_days: least(all.drill_age_days, one.drill_age_days),
+        volume_age_hours: least(all.volume_age_hours, one.volume_age_hours),
+        volume_proven_age_hours: least(all.volume_proven_age_hours, one.volume_proven_age_hours),
     })
 }
 

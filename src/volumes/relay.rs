@@ -1,5 +1,6 @@
 //! restic's REST protocol (<https://restic.readthedocs.io/en/stable/REST_backend.html>) over a bucket, on loopback. Files
-//! lie in the bucket as restic's own S3 backend lays them, so stock restic opens the repository there without this.
+//! lie in the bucket as restic's own S3 backend lays them, so stock restic opens the repository there without this. What
+//! may be done is said by whoever opened it: nothing but reading, adding while a turn lasts, or removing while one does.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,17 +13,22 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use super::turn::Turn;
+use super::whole::Held;
 use crate::ports::{ErrorCode, ObjectStore, PortError, PortResult, PutCondition};
 
 /// Largest file: restic's packs are 16 MiB, the last blob of one may be 8 MiB more; its settings go up to 128 MiB.
-const FILE_BYTES_MAX: usize = 160 << 20;
+pub(super) const FILE_BYTES_MAX: usize = 160 << 20;
 /// Folders of a repository. `locks` never leave this process: nothing is ever removed through it, which is what they guard.
 const FOLDERS: [&str; 5] = ["data", "index", "keys", "snapshots", "locks"];
+/// Those that are pruned.
+const REMOVABLE: [&str; 3] = ["data", "index", "snapshots"];
 const LIST_TYPE: &str = "application/vnd.x.restic.rest.v2";
 
 /// A repository that can be reached at an address of this machine, by whoever knows its secret path.
@@ -37,10 +43,33 @@ struct Repo {
     store: Arc<dyn ObjectStore>,
     prefix: String,
     locks: Mutex<BTreeMap<String, Bytes>>,
+    held: Held,
+    /// What may be done beside reading, and as long as which turn lasts.
+    allowed: Mutex<Option<(Deed, Arc<Turn>)>>,
     /// Full names of snapshots that came in.
     snapshots: Mutex<Vec<String>>,
     /// Why the bucket failed last, which restic shows as a number.
     trouble: Mutex<Option<PortError>>,
+    /// Told when the bucket refused something for good: restic would ask again for a quarter of an hour.
+    refused: Notify,
+}
+
+/// What is done to a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Deed {
+    /// Files are added.
+    Add,
+    /// Files are added and removed.
+    Remove,
+}
+
+/// A permission that ends with this value.
+pub(super) struct Permit(Arc<Repo>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        *self.0.allowed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 impl Drop for Relay {
@@ -60,8 +89,11 @@ impl Relay {
             store,
             prefix: format!("{}/restic", super::prefix(cluster)),
             locks: Mutex::default(),
+            held: Held::default(),
             snapshots: Mutex::default(),
+            allowed: Mutex::default(),
             trouble: Mutex::default(),
+            refused: Notify::new(),
         });
         let router = Router::new()
             .route(&format!("/{secret}/"), any(|| async { StatusCode::OK }))
@@ -86,9 +118,27 @@ impl Relay {
         format!("rest:http://127.0.0.1:{port}/{}/", self.secret)
     }
 
-    /// The snapshots that came in, by their full names.
-    pub fn snapshots(&self) -> Vec<String> {
-        self.state.snapshots.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The snapshots that came in since this was asked last, by their full names.
+    pub fn take_snapshots(&self) -> Vec<String> {
+        std::mem::take(&mut *self.state.snapshots.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Allows something while the answer is kept and the turn lasts.
+    pub(super) fn allow(&self, deed: Deed, turn: &Arc<Turn>) -> Permit {
+        let allowed = Some((deed, Arc::clone(turn)));
+        *self.state.allowed.lock().unwrap_or_else(PoisonError::into_inner) = allowed;
+        Permit(Arc::clone(&self.state))
+    }
+
+    /// What went wrong before does not explain what goes wrong from now on.
+    pub(super) fn forget_trouble(&self) {
+        *self.state.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let _ = self.state.refused.notified().now_or_never();
+    }
+
+    /// Ends when the bucket refuses something for good.
+    pub(super) async fn refused(&self) {
+        self.state.refused.notified().await;
     }
 
     /// Why the bucket failed last.
@@ -121,12 +171,39 @@ impl Repo {
     fn failed(&self, error: PortError) -> Response {
         let status = match error.code {
             ErrorCode::NotFound => return StatusCode::NOT_FOUND.into_response(),
+            ErrorCode::Forbidden | ErrorCode::Unauthorized | ErrorCode::Conflict => {
+                self.refused.notify_one();
+                StatusCode::FORBIDDEN
+            }
             ErrorCode::LimitExceeded => StatusCode::INSUFFICIENT_STORAGE,
             _ => StatusCode::BAD_GATEWAY,
         };
         let said = error.message.clone();
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         (status, said).into_response()
+    }
+
+    /// Whether this may be done now.
+    async fn allows(&self, deed: Deed) -> Result<(), Response> {
+        let allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some((_, turn)) = allowed.filter(|(allowed, _)| *allowed == Deed::Remove || *allowed == deed) else {
+            return Err(StatusCode::FORBIDDEN.into_response());
+        };
+        turn.check().await.map_err(|e| self.failed(e))
+    }
+
+    /// Removes a file that holds data. What opens the repository stays, whatever is allowed.
+    async fn remove(&self, folder: &str, key: &str) -> Response {
+        if !REMOVABLE.contains(&folder) {
+            return StatusCode::FORBIDDEN.into_response();
+        }
+        if let Err(refused) = self.allows(Deed::Remove).await {
+            return refused;
+        }
+        match self.store.delete(key).await {
+            Ok(()) => StatusCode::OK.into_response(),
+            Err(e) => self.failed(e),
+        }
     }
 
     /// Puts what is not there. What is there already stays as it is.
@@ -141,6 +218,12 @@ impl Repo {
     }
 
     async fn get(&self, key: &str, method: &Method, headers: &HeaderMap) -> Response {
+        if self.store.copies().len() > 1 && method == Method::GET && !key.ends_with("/config") {
+            return match self.held.whole(self.store.as_ref(), key).await {
+                Ok(data) => part(&data, headers),
+                Err(e) => self.failed(e),
+            };
+        }
         let size = match self.store.head(key).await {
             Ok(info) => info.size_bytes,
             Err(e) => return self.failed(e),
@@ -169,6 +252,16 @@ impl Repo {
         data.truncate(wanted);
         (if whole { StatusCode::OK } else { StatusCode::PARTIAL_CONTENT }, data.freeze()).into_response()
     }
+}
+
+/// What is asked for of a file.
+fn part(data: &Bytes, headers: &HeaderMap) -> Response {
+    let size = data.len() as u64;
+    let Some((first, last)) = range(headers, size) else { return StatusCode::RANGE_NOT_SATISFIABLE.into_response() };
+    let whole = first == 0 && last + 1 == size;
+    let within = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(data.len());
+    let status = if whole { StatusCode::OK } else { StatusCode::PARTIAL_CONTENT };
+    (status, data.slice(within(first)..within(last + 1))).into_response()
 }
 
 /// The first and last byte that are asked for: `bytes=first-last` or `bytes=first-`; all of it without that.
@@ -260,13 +353,19 @@ async fn file(
     match method {
         Method::GET | Method::HEAD => repo.get(&key, &method, &headers).await,
         Method::POST => {
+            // A key is made with the repository; whatever follows needs a turn.
+            if folder != "keys"
+                && let Err(refused) = repo.allows(Deed::Add).await
+            {
+                return refused;
+            }
             let answer = repo.put(&key, data).await;
             if folder == "snapshots" && answer.status().is_success() {
                 repo.snapshots.lock().unwrap_or_else(PoisonError::into_inner).push(name);
             }
             answer
         }
-        // Whoever is on the server can read and add; only somebody with the bucket's credential can remove.
+        Method::DELETE => repo.remove(&folder, &key).await,
         _ => StatusCode::FORBIDDEN.into_response(),
     }
 }

@@ -11,7 +11,8 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 
 use super::records::{Backup, Records};
-use super::relay::Relay;
+use super::relay::{Deed, Relay};
+use super::turn::Turn;
 use crate::backup::{Identities, Recipients, hex};
 use crate::config::VolumeConfig;
 use crate::ports::{
@@ -33,15 +34,6 @@ pub struct Repository {
     pub(super) password: SecretString,
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) cluster: String,
-}
-
-/// How much `check` looks at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CheckLevel {
-    /// The structure: every file of every snapshot has its parts in the index.
-    Check,
-    /// Every byte of the repository.
-    Read,
 }
 
 fn password_key(cluster: &str) -> String {
@@ -81,6 +73,20 @@ impl Repository {
         Ok(repository)
     }
 
+    /// All snapshots that restic can read.
+    pub(super) async fn snapshots(&self) -> PortResult<Vec<Snapshot>> {
+        let text = self.local(&["snapshots", "--json"]).await?;
+        serde_json::from_str(&text).map_err(|e| {
+            let message = format!("restic's list of snapshots is of a form that is not known: {e}");
+            PortError::new(ErrorCode::Invalid, message)
+        })
+    }
+
+    /// What is known of its backups.
+    pub fn records(&self) -> Records<'_> {
+        Records { store: self.store.as_ref(), cluster: &self.cluster }
+    }
+
     /// Encrypts the password anew, to other recipients. Returns whether there is one.
     pub async fn rewrap(
         store: &dyn ObjectStore,
@@ -98,27 +104,51 @@ impl Repository {
         store.put(&key, seal(&password, recipients)?.into(), PutCondition::Any).await.map(|_| true)
     }
 
-    /// Runs restic here.
-    pub(super) async fn local(&self, args: &[&str]) -> PortResult<String> {
+    /// restic here, with the repository and its password in its environment.
+    pub(super) fn command(&self, args: &[&str]) -> tokio::process::Command {
         let url = self.relay.url(self.relay.address().port());
-        let command = tokio::process::Command::new("restic")
+        let mut command = tokio::process::Command::new("restic");
+        command
             .args(["--no-cache", "--quiet"])
             .args(args)
             .env("RESTIC_REPOSITORY", url)
             .env("RESTIC_PASSWORD", self.password.expose_secret())
             .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let ended = tokio::time::timeout(TRANSFER_DEADLINE, command).await;
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Runs restic here; answers with what it said. `ServerError` is restic's own: what it read is not as it should be.
+    pub(super) async fn local(&self, args: &[&str]) -> PortResult<String> {
+        let output = self.run(args, self.command(args)).await?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs restic here, and lets what it writes to its standard output go by.
+    pub(super) async fn local_unheard(&self, args: &[&str]) -> PortResult<()> {
+        let mut command = self.command(args);
+        command.stdout(Stdio::null());
+        self.run(args, command).await.map(|_| ())
+    }
+
+    async fn run(&self, args: &[&str], mut command: tokio::process::Command) -> PortResult<std::process::Output> {
+        self.relay.forget_trouble();
+        let doing = format!("restic {}", args.first().unwrap_or(&""));
+        let child = command.spawn().map_err(|e| not_started(&e))?;
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(TRANSFER_DEADLINE, child.wait_with_output()) => ended,
+            // It would ask again and again for what is refused for good; dropped, it is killed.
+            () = self.relay.refused() => return Err(self.failed(&doing, b"")),
+        };
         let ended = ended.map_err(|_| PortError::new(ErrorCode::Timeout, "restic did not end in 12 hours"))?;
-        let output = ended.map_err(|e| {
-            PortError::new(ErrorCode::Local, format!("start restic: {e}"))
-                .hint("nothing was changed; install Debian's package restic, or put the program into PATH")
-        })?;
+        let output =
+            ended.map_err(|e| PortError::new(ErrorCode::Local, format!("{doing}: its answer was lost: {e}")))?;
         if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+            return Ok(output);
         }
-        Err(self.failed(&format!("restic {}", args.first().unwrap_or(&"")), &output.stderr))
+        Err(self.failed(&doing, &output.stderr))
     }
 
     /// What the bucket said, if that is why, else restic's last words.
@@ -131,6 +161,11 @@ impl Repository {
         let tail: Vec<&str> = tail.into_iter().rev().collect();
         PortError::new(ErrorCode::ServerError, format!("{doing} failed: {}", tail.join(" | ")))
     }
+}
+
+pub(super) fn not_started(e: &std::io::Error) -> PortError {
+    PortError::new(ErrorCode::Local, format!("start restic: {e}"))
+        .hint("nothing was changed; install Debian's package restic, or put the program into PATH")
 }
 
 fn new_password() -> SecretString {
@@ -167,8 +202,15 @@ pub struct BackupRequest<'a> {
     pub volume: &'a VolumeConfig,
     pub host: &'a Host,
     pub shell: &'a dyn Shell,
-    pub clock: &'a dyn Clock,
+    pub clock: &'a Arc<dyn Clock>,
     pub git_commit: Option<&'a str>,
+}
+
+/// One of `restic snapshots --json`.
+#[derive(Deserialize)]
+pub(super) struct Snapshot {
+    pub id: String,
+    pub time: jiff::Timestamp,
 }
 
 /// What restic says at its end.
@@ -180,9 +222,20 @@ struct Summary {
     data_added: u64,
 }
 
-/// Backs a volume up, between its two scripts, and records it.
+/// Backs a volume up, between its two scripts, and records it. Nobody removes anything meanwhile.
 pub async fn backup(request: &BackupRequest<'_>) -> PortResult<Backup> {
+    let turn = Turn::to_add(request.repository, &request.volume.name, request.clock).await?;
+    let permit = request.repository.relay.allow(Deed::Add, &turn);
+    let made = back_up(request).await;
+    drop(permit);
+    turn.release().await;
+    made
+}
+
+async fn back_up(request: &BackupRequest<'_>) -> PortResult<Backup> {
     let BackupRequest { repository, volume, host, shell, clock, .. } = request;
+    repository.relay.forget_trouble();
+    repository.relay.take_snapshots();
     let doing = format!("backing up {} of {}", volume.path, host.name);
     let taken_at = clock.now();
     let program = program_on(*shell, host).await?;
@@ -218,7 +271,7 @@ pub async fn backup(request: &BackupRequest<'_>) -> PortResult<Backup> {
         _ => return Err(repository.failed(&doing, &output.stderr)),
     }
     let summary = summary(&output)?;
-    let snapshot = repository.relay.snapshots().pop().ok_or_else(|| {
+    let snapshot = repository.relay.take_snapshots().pop().ok_or_else(|| {
         PortError::new(ErrorCode::Corrupt, format!("{doing}: restic ended well and left no snapshot"))
     })?;
     let backup = Backup {
@@ -237,7 +290,7 @@ pub async fn backup(request: &BackupRequest<'_>) -> PortResult<Backup> {
         quiesced: volume.before.is_some(),
         git_commit: request.git_commit.map(str::to_owned),
     };
-    Records { store: repository.store.as_ref(), cluster: &repository.cluster }.keep(&backup).await?;
+    repository.records().keep(&backup).await?;
     if output.status == 66 {
         return Err(failed("`after` failed", "the backup is whole and kept; look at what was quiesced on the server"));
     }
@@ -298,20 +351,6 @@ pub(super) async fn program_on(shell: &dyn Shell, host: &Host) -> PortResult<Str
         return Err(PortError::new(ErrorCode::Invalid, message).hint("install Debian's package restic there"));
     }
     Ok(there)
-}
-
-/// Checks the repository, and that it has a snapshot.
-pub async fn check(repository: &Repository, snapshot: &str, level: CheckLevel) -> PortResult<()> {
-    let corrupt = |e: PortError| match e.code {
-        ErrorCode::ServerError => PortError { code: ErrorCode::Corrupt, ..e },
-        _ => e,
-    };
-    repository.local(&["cat", "snapshot", snapshot]).await.map_err(corrupt)?;
-    let args: &[&str] = match level {
-        CheckLevel::Check => &["check"],
-        CheckLevel::Read => &["check", "--read-data"],
-    };
-    repository.local(args).await.map_err(corrupt).map(|_| ())
 }
 
 /// A word for a POSIX shell.

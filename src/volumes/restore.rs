@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::records::{Backup, Checked, Records};
+use super::proof::damage;
+use super::records::{Backup, Checked, RESTORE};
 use super::restic::{Repository, TRANSFER_DEADLINE, environment, program_on, quoted};
 use crate::ports::{Clock, ErrorCode, Host, PortError, PortResult, RemoteFile, Shell};
 
@@ -21,6 +22,8 @@ pub struct RestoreRequest<'a> {
     pub device: Option<&'a str>,
     /// Where it is mounted. It must be empty.
     pub path: &'a str,
+    /// Whether what is found out about the backup is recorded.
+    pub record: bool,
 }
 
 /// A restore that ended well.
@@ -34,13 +37,15 @@ pub struct Restored {
 }
 
 /// Makes a file system on the device if it has nothing on it, mounts it for good, restores into it, and has restic compare
-/// every file with the backup. Recorded: it is proven then.
+/// every file with the backup. Recorded, if that is wanted: it is proven then.
 pub async fn restore(request: &RestoreRequest<'_>) -> PortResult<Restored> {
     let RestoreRequest { repository, backup, host, shell, path, .. } = request;
     let doing = format!("restoring {} to {path} of {}", backup.id, host.name);
     if let Some(device) = request.device {
         mount(*shell, host, device, path).await.map_err(|e| e.context(&doing))?;
     }
+    repository.relay.forget_trouble();
+    let before = repository.before_reading(request.clock).await?;
     let program = program_on(*shell, host).await?;
     let offer = shell.offer(host, repository.relay.address()).await?;
     // The backup has its files below the path that they were at: that is bound to the new place while restic works.
@@ -70,12 +75,36 @@ pub async fn restore(request: &RestoreRequest<'_>) -> PortResult<Restored> {
             return Err(PortError::new(ErrorCode::Invalid, format!("{doing}: {last}"))
                 .hint("nothing was written; restore onto a new volume, or into an empty one"));
         }
-        _ => return Err(repository.failed(&doing, &output.stderr)),
+        _ => {
+            let failed = repository.undisturbed(&before, repository.failed(&doing, &output.stderr)).await;
+            return Err(blamed(request, failed).await);
+        }
     }
     let entries = String::from_utf8_lossy(&output.stdout).trim().parse().unwrap_or_default();
-    let checked = Checked { at: request.clock.now(), level: "restore".to_owned(), problem: None };
-    Records { store: repository.store.as_ref(), cluster: &repository.cluster }.judge(&backup.id, &checked).await?;
+    if request.record {
+        repository.records().judge(&backup.id, &Checked::good(RESTORE, request.clock.now())).await?;
+    }
     Ok(Restored { backup: backup.id.clone(), server: host.name.clone(), path: (*path).to_owned(), entries })
+}
+
+/// Whose fault it is. That of the backup is recorded.
+async fn blamed(request: &RestoreRequest<'_>, failed: PortError) -> PortError {
+    let RestoreRequest { repository, backup, .. } = request;
+    match damage(repository, &backup.snapshot, failed).await {
+        Ok(problem) => {
+            let error = PortError::new(ErrorCode::Corrupt, format!("backup {} is damaged: {problem}", backup.id))
+                .hint("what was restored so far is incomplete: use an older backup, or another bucket");
+            if !request.record {
+                return error;
+            }
+            let found = Checked::bad(RESTORE, request.clock.now(), problem);
+            match repository.records().judge(&backup.id, &found).await {
+                Ok(()) => error,
+                Err(unnoted) => error.context(format!("this could not be noted in the bucket ({unnoted})")),
+            }
+        }
+        Err(other) => other,
+    }
 }
 
 /// A file system on an empty device, and a unit that mounts it at every boot.

@@ -63,6 +63,19 @@ pub fn volume_in_another_location(lab: &Lab) {
         volumes.iter().find(|v| v["name"].as_str().is_some_and(|n| n.starts_with("demo-shop-"))).expect("a new volume");
     assert_eq!(new["location"]["name"], "fsn1", "where the server is that got it");
 
+    // Restored once more, where the operator is, and compared; nothing of it is to be removed yet.
+    let proven = lab.operator(&["volume", "verify", "--level", "restore", "--json"], None);
+    succeeded(&proven, "volume verify --level restore");
+    assert!(answer(&proven)["found"][0][1]["compared"].as_u64() > Some(7), "{proven:?}");
+    let listed = answer(&lab.operator(&["volume", "list", "--json"], None));
+    assert_eq!(listed[0]["proof"]["status"], "proven", "{listed}");
+    let pruning = lab.operator(&["volume", "prune", "--json"], None);
+    succeeded(&pruning, "volume prune has nothing to do");
+    let decided = &answer(&pruning)["pruning"]["decisions"][0];
+    assert!(decided["keep"] == true && decided["reason"] == "the last proven one", "{decided}");
+    let status = answer(&lab.operator(&["status", "--json"], None));
+    assert_eq!(status["volumes"][0]["backup"], listed[0]["id"], "{status}");
+
     std::fs::write(&file, before).expect("written");
     let unmount = "systemctl disable -q --now mnt-shop.mount 2>/dev/null || umount /mnt/shop";
     for (server, volume) in [("w1", &volume), ("m1", new)] {

@@ -35,21 +35,28 @@ const RESUME_PAUSE: Duration = Duration::from_secs(15);
 
 /// Does what the commands do, with what the commands call.
 pub(super) struct Commands {
-    context: Context,
-    connected: Connected,
+    pub(super) context: Context,
+    pub(super) connected: Connected,
     /// What stays when snapshots are pruned.
     retention: RetentionConfig,
+    /// What stays when backups of volumes are.
+    pub(super) volume_retention: RetentionConfig,
     /// When the first one ends, and when that was asked.
     certificates: tokio::sync::Mutex<Option<(Instant, Option<jiff::Timestamp>)>>,
 }
 
 impl Commands {
-    pub fn new(context: &Context, connected: Connected, retention: RetentionConfig) -> Self {
+    pub fn new(
+        context: &Context,
+        connected: Connected,
+        retention: RetentionConfig,
+        volume_retention: RetentionConfig,
+    ) -> Self {
         let context = Context::new(context.global.clone());
-        Self { context, connected, retention, certificates: tokio::sync::Mutex::default() }
+        Self { context, connected, retention, volume_retention, certificates: tokio::sync::Mutex::default() }
     }
 
-    fn cluster(&self) -> &str {
+    pub(super) fn cluster(&self) -> &str {
         &self.connected.declared.cluster.name
     }
 
@@ -249,6 +256,9 @@ impl Work for Commands {
             Action::SnapshotPrune => self.prune().await,
             Action::LogCompact => self.compact().await,
             Action::RunbookRun => self.rehearse(order).await,
+            Action::VolumeBackup => self.back_volumes_up(order).await,
+            Action::VolumeVerify => self.verify_volumes(order).await,
+            Action::VolumePrune => self.prune_volumes().await,
         }
     }
 
@@ -324,7 +334,7 @@ impl NewBase for Takes<'_> {
 }
 
 /// What a command would have said, for the book and the notification.
-fn port(error: CliError) -> PortError {
+pub(super) fn port(error: CliError) -> PortError {
     let message = if error.message.is_empty() { "it did not pass".to_owned() } else { error.message };
     let port = PortError::new(ErrorCode::Invalid, message);
     if error.hints.is_empty() { port } else { port.hint(error.hints.join("; ")) }

@@ -1,10 +1,10 @@
 use super::{declared, repository, server};
-use crate::cli::connect::connect;
+use crate::cli::connect::{Connected, connect};
 use crate::cli::snapshot::{print_json, size};
 use crate::cli::{CliError, Context, ExitKind};
 use crate::config::VolumeConfig;
 use crate::steps::ServerOutput;
-use crate::volumes::{BackupRequest, backup};
+use crate::volumes::{Backup, BackupRequest, backup};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -15,7 +15,6 @@ pub(super) struct Args {
     dry_run: bool,
 }
 
-/// Backs up one after the other. One that fails stops no other.
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let connected = connect(context)?;
     let volumes: Vec<&VolumeConfig> = if args.names.is_empty() {
@@ -34,31 +33,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
         }
         return Ok(());
     }
-    let (mut made, mut failed) = (Vec::new(), Vec::new());
-    context.block_on(async {
-        connected.buckets.ensure().await?;
-        let repository = repository(&connected, context, Some(&connected.declared.recipients)).await?;
-        for volume in volumes {
-            let one = async {
-                let host =
-                    ServerOutput::of(&connected.world.cluster, &server(&connected, &volume.server).await?)?.host();
-                let request = BackupRequest {
-                    repository: &repository,
-                    volume,
-                    host: &host,
-                    shell: &connected.shell,
-                    clock: connected.world.clock.as_ref(),
-                    git_commit: connected.declared.git_commit.as_deref(),
-                };
-                Ok::<_, CliError>(backup(&request).await?)
-            };
-            match one.await {
-                Ok(backup) => made.push(backup),
-                Err(e) => failed.push((volume.name.clone(), e)),
-            }
-        }
-        Ok::<_, CliError>(())
-    })?;
+    let BackedUp { made, failed } = context.block_on(back_up(&connected, context, &volumes))?;
     connected.buckets.warn();
     if context.global.json {
         print_json(&made)?;
@@ -77,4 +52,41 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let Some((first, error)) = failed.into_iter().next() else { return Ok(()) };
     let missing = all - made.len();
     Err(CliError { message: format!("{first}: {} ({missing} of {all} volumes failed)", error.message), ..error })
+}
+
+/// What came of backing up several volumes.
+pub(in crate::cli) struct BackedUp {
+    pub made: Vec<Backup>,
+    /// Names of volumes, each with its error.
+    pub failed: Vec<(String, CliError)>,
+}
+
+/// Backs up one after the other. One that fails stops no other.
+pub(in crate::cli) async fn back_up(
+    connected: &Connected,
+    context: &Context,
+    volumes: &[&VolumeConfig],
+) -> Result<BackedUp, CliError> {
+    connected.buckets.ensure().await?;
+    let repository = repository(connected, context, Some(&connected.declared.recipients)).await?;
+    let mut done = BackedUp { made: Vec::new(), failed: Vec::new() };
+    for volume in volumes {
+        let one = async {
+            let host = ServerOutput::of(&connected.world.cluster, &server(connected, &volume.server).await?)?.host();
+            let request = BackupRequest {
+                repository: &repository,
+                volume,
+                host: &host,
+                shell: &connected.shell,
+                clock: &connected.world.clock,
+                git_commit: connected.declared.git_commit.as_deref(),
+            };
+            Ok::<_, CliError>(backup(&request).await?)
+        };
+        match one.await {
+            Ok(backup) => done.made.push(backup),
+            Err(e) => done.failed.push((volume.name.clone(), e)),
+        }
+    }
+    Ok(done)
 }

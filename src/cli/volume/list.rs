@@ -28,7 +28,7 @@ pub(super) fn run(context: &Context) -> Result<(), CliError> {
                 if backup.quiesced { "yes" } else { "no" }.to_owned(),
                 backup.snapshot.chars().take(8).collect(),
                 entry.signature.to_string(),
-                entry.worth(),
+                entry.proof.to_string(),
             ]);
         }
         println!("{table}");

@@ -1,7 +1,11 @@
 mod backup;
 mod list;
+mod prune;
 mod restore;
 mod verify;
+
+pub(super) use backup::{BackedUp, back_up};
+pub(super) use verify::chosen;
 
 use clap::Subcommand;
 
@@ -26,10 +30,19 @@ enum Command {
     Backup(backup::Args),
     /// List the backups, newest first.
     List,
+    /// Remove backups that retention does not keep; shows each decision and its reason first.
+    Prune(prune::Args),
     /// Restore a backup onto a new volume, at any server in any location.
     Restore(restore::Args),
     /// Find out what the backups are worth, and record it.
     Verify(verify::Args),
+}
+
+impl Args {
+    /// Whether it only reads the bucket.
+    pub(super) fn may_look_back(&self) -> bool {
+        matches!(self.command, Command::List | Command::Restore(_))
+    }
 }
 
 /// Runs the command.
@@ -37,6 +50,7 @@ pub fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     match &args.command {
         Command::Backup(args) => backup::run(args, context),
         Command::List => list::run(context),
+        Command::Prune(args) => prune::run(args, context),
         Command::Restore(args) => restore::run(args, context),
         Command::Verify(args) => verify::run(args, context),
     }
@@ -65,7 +79,7 @@ async fn server(connected: &Connected, short: &str) -> Result<Server, CliError> 
 }
 
 /// The cluster's repository; with recipients it is made if there is none.
-async fn repository(
+pub(super) async fn repository(
     connected: &Connected,
     context: &Context,
     recipients: Option<&Recipients>,

@@ -82,6 +82,8 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
             clock: world.clock.as_ref(),
             device: device.as_deref(),
             path,
+            // Nothing is recorded about the past.
+            record: context.global.as_of.is_none(),
         };
         Ok::<_, CliError>(Some(restore(&request).await?))
     })?;
@@ -89,8 +91,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     if context.global.json {
         return print_json(&restored);
     }
+    let proven = if context.global.as_of.is_none() { " It is proven." } else { "" };
     println!(
-        "{} is restored to {} of {}: {} files and directories, each compared with the backup. It is proven.",
+        "{} is restored to {} of {}: {} files and directories, each compared with the backup.{proven}",
         restored.backup, restored.path, restored.server, restored.entries
     );
     Ok(())

@@ -47,6 +47,15 @@ async fn house(token: Option<&str>, public: bool) -> (String, Arc<Service>, Memo
         let evidence = drill(run, now - SignedDuration::from_hours(24 * days));
         put(format!("demo/runs/{run}/evidence.json"), serde_json::to_vec(&evidence).unwrap()).await;
     }
+    let backup = serde_json::json!({
+        "format": 1, "id": "20260508T010000Z-shop", "cluster": "demo", "volume": "shop", "server": "w1", "path": "/mnt/shop",
+        "taken_at": now, "finished_at": now, "snapshot": "ab", "files": 7, "bytes": 9000, "added_bytes": 1, "quiesced": true,
+        "git_commit": null,
+    });
+    let checked = serde_json::json!({"at": now, "level": "restore", "problem": null});
+    for (name, document) in [("manifest", backup), ("verify", checked)] {
+        put(format!("demo/volumes/backups/20260508T010000Z-shop/{name}.json"), document.to_string().into_bytes()).await;
+    }
     let own = Arc::new(Instance { name: "one".into(), shared: Arc::default() });
     let drills = "action: runbook.run, runbooks: [volume-reattach], cron: \"* * * * *\", approval: required, missed: each, lateMinutes: 600";
     // The book says that a run of two minutes ago was not decided yet.
@@ -106,13 +115,28 @@ async fn probes_metrics_and_page_tell_how_it_stands() {
         "hk_dr_recovery_point_target_seconds{cluster=\"demo\"} 60.0",
         "hk_dr_cloud_requests_left{cluster=\"demo\"} 3000.0",
         "hk_dr_snapshots{cluster=\"demo\",proven=\"true\"} 0.0",
+        "hk_dr_volume_backups{cluster=\"demo\",volume=\"shop\",proven=\"true\"} 1.0",
+        "hk_dr_volume_declared{cluster=\"demo\",volume=\"never\"} 1.0",
     ] {
         assert!(metrics.lines().any(|l| l == line), "{line} is missing in\n{metrics}");
     }
     // There is no snapshot: what is not known has no value, instead of one that looks good.
     assert!(!metrics.contains("\nhk_dr_snapshot_age_seconds{"), "{metrics}");
+    for name in ["age", "proven_age"] {
+        let of = |volume: &str| format!("hk_dr_volume_backup_{name}_seconds{{cluster=\"demo\",volume=\"{volume}\"}}");
+        assert!(metrics.contains(&of("shop")) && !metrics.contains(&of("never")), "{metrics}");
+    }
     let (_, page) = get(&url).await;
-    for part in ["Recovery point now", "There is no snapshot.", "volume-reattach", "waits for approval", "7.4 s"] {
+    for part in [
+        "Recovery point now",
+        "There is no snapshot.",
+        "volume-reattach",
+        "waits for approval",
+        "7.4 s",
+        "shop: newest backup",
+        "proven by restore",
+        "There is no backup of volume never.",
+    ] {
         assert!(page.contains(part), "{part} is missing in\n{page}");
     }
     assert!(!page.contains("<button>"), "who is not signed in is offered nothing: {page}");

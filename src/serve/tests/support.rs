@@ -107,7 +107,8 @@ impl Work for Instance {
 
 pub fn tended(policy: Policy, store: &MemoryStore, work: Arc<dyn Work>, clock: Arc<dyn Clock>) -> Arc<Tended> {
     let policies = vec![Arc::new(policy)];
-    Arc::new(Tended::new("demo".into(), policies, Arc::new(store.clone()), work, clock, Arc::new(|_: &str| {})))
+    let tended = Tended::new("demo".into(), policies, Arc::new(store.clone()), work, clock, Arc::new(|_: &str| {}));
+    Arc::new(tended.with_volumes(vec!["shop".to_owned(), "never".to_owned()]))
 }
 
 /// An instance that looks often and believes a silent one dead after half a second.
