@@ -182,9 +182,14 @@ async fn leave_remains(world: &MemoryWorld, cluster: &str) {
         user_data: String::new(),
     };
     let server = world.cloud.create_server(&server).await.expect("the old server");
-    let volume = VolumeSpec { name: format!("{cluster}-m2-etcd"), size_gb: 10, location: "nbg1".into(), labels };
-    let volume = world.cloud.create_volume(&volume).await.expect("the old volume");
-    world.cloud.attach_volume(volume.id, server.id).await.expect("attached");
+    let volume = VolumeSpec {
+        name: format!("{cluster}-m2-etcd"),
+        size_gb: 10,
+        location: "nbg1".into(),
+        server: Some(server.id),
+        labels,
+    };
+    world.cloud.create_volume(&volume).await.expect("the old volume");
 }
 
 async fn battery(wanted: Wanted) {

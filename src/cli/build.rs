@@ -57,8 +57,10 @@ pub(super) fn dry_run(context: &Context, wanted: &Wanted) -> Result<(), CliError
 /// Says how it ended.
 pub(super) fn report(context: &Context, run: Option<&str>, what: &str) {
     if context.global.json {
-        let (reads, writes) = crate::hetzner::requests();
-        let cloud = serde_json::json!({"reads": reads, "writes": writes});
+        let calls = crate::hetzner::requests();
+        let reads: u64 = calls.iter().filter(|(call, _)| call.starts_with("GET ")).map(|(_, times)| times).sum();
+        let writes = calls.values().sum::<u64>() - reads;
+        let cloud = serde_json::json!({"reads": reads, "writes": writes, "calls": calls});
         println!("{}", serde_json::json!({"changed": run.is_some(), "run": run, "cloud": cloud}));
     } else {
         match run {

@@ -25,6 +25,8 @@ const STEPS_AT_ONCE: usize = 12;
 const ATTEMPTS_MAX: u32 = 5;
 const RETRY_DELAY_FIRST_MS: u64 = 200;
 const RETRY_DELAY_MAX_MS: u64 = 5_000;
+/// How long what the planner saw counts as seen just now. A provider takes minutes to build a cluster.
+const LOOK_LASTS_SECONDS: i64 = 15 * 60;
 
 /// Why a run stopped before its end.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +103,8 @@ impl Engine {
         for step in &plan.steps {
             self.registry.find(&step.kind, step.version)?;
         }
+        // A run that is taken up again may have died between an effect and its record: it looks before it acts.
+        let new = run.state.status() == RunStatus::New;
         match run.state.status() {
             RunStatus::Finished => return Ok(()),
             RunStatus::New => {
@@ -116,7 +120,7 @@ impl Engine {
         let mut failure: Option<RunError> = None;
         loop {
             if failure.is_none() {
-                match self.start_ready(&plan, run, &mut running, &mut attempts_here, &mut under_way).await {
+                match self.start_ready(&plan, run, new, &mut running, &mut attempts_here, &mut under_way).await {
                     Err(no @ (RunError::Declined(_) | RunError::Refused { .. })) => failure = Some(no),
                     other => other?,
                 }
@@ -162,6 +166,7 @@ impl Engine {
         &self,
         plan: &Arc<Plan>,
         run: &mut Run,
+        new: bool,
         running: &mut JoinSet<Ended>,
         attempts_here: &mut [u32],
         under_way: &mut [bool],
@@ -188,9 +193,11 @@ impl Engine {
             let delay = backoff(attempts_here[index]);
             attempts_here[index] += 1;
             under_way[index] = true;
+            let seen_ago = world.clock.now().duration_since(plan.created_at).as_secs();
+            let absent = step.seen_absent && new && attempt == 1 && seen_ago < LOOK_LASTS_SECONDS;
             running.spawn(async move {
                 tokio::time::sleep(delay).await;
-                let cx = StepContext { world: &world, run: &run_id, outputs: &outputs };
+                let cx = StepContext { world: &world, run: &run_id, outputs: &outputs, absent };
                 (index, perform(&registry, &cx, &plan.steps[index]).await)
             });
         }
@@ -209,12 +216,14 @@ fn backoff(attempts_before: u32) -> Duration {
     }
 }
 
-/// Observes, and applies what is missing, within the step's deadline.
+/// Observes, unless the planner did so just now, and applies what is missing, within the step's deadline.
 async fn perform(registry: &Registry, cx: &StepContext<'_>, step: &Step) -> Result<(bool, Value), PortError> {
     let kind =
         registry.find(&step.kind, step.version).map_err(|e| PortError::new(ErrorCode::Invalid, e.to_string()))?;
     let work = async {
-        match kind.observe(cx, &step.params).await? {
+        let found = if cx.absent { Observed::Absent } else { kind.observe(cx, &step.params).await? };
+        let cx = &StepContext { absent: found == Observed::Absent, ..*cx };
+        match found {
             Observed::Done(output) => Ok((true, output)),
             Observed::Absent | Observed::Partial => Ok((false, kind.apply(cx, &step.params).await?)),
             Observed::Foreign(what) => Err(PortError::new(ErrorCode::Invalid, what).hint(

@@ -2,8 +2,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::error;
 use super::http::{Http, parsed};
@@ -14,8 +14,11 @@ use crate::ports::{ErrorClass, ErrorCode, PortError, PortResult};
 const ACTION_TIMEOUT: Duration = Duration::from_secs(300);
 /// Ids in one request, as official clients do it.
 const CHUNK: usize = 25;
-/// Polling begins fast and slows down with the age of the youngest action: half of it, within these bounds.
+/// When an action is asked for first, and again: after half its age, within these bounds.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Between two requests, for each action that is waited for, and at most. One request asks for all: who waits alone is told at
+/// once, and where many begin and end within moments, they share requests.
+const APART: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
 /// Below this many requests left the slowest pace is kept.
 const THRIFTY_BELOW: f64 = 100.0;
 /// Answers in which an action may be missing before it counts as gone: replicas of the API lag.
@@ -25,23 +28,28 @@ const MISSING_MAX: u32 = 5;
 pub(super) struct Actions {
     http: Arc<Http>,
     waiting: Mutex<Waiting>,
+    /// Something began that may have to be asked for earlier than the poller thinks.
+    begun: Arc<Notify>,
 }
 
 #[derive(Default)]
 struct Waiting {
     actions: HashMap<u64, Entry>,
     polling: bool,
+    /// When the last request for actions was sent.
+    asked: Option<Instant>,
 }
 
 struct Entry {
     since: Instant,
+    due: Instant,
     missing: u32,
     waiters: Vec<oneshot::Sender<PortResult<()>>>,
 }
 
 impl Actions {
     pub(super) fn new(http: Arc<Http>) -> Arc<Self> {
-        Arc::new(Self { http, waiting: Mutex::default() })
+        Arc::new(Self { http, waiting: Mutex::default(), begun: Arc::default() })
     }
 
     /// Returns when all have succeeded, or with the first failure.
@@ -68,35 +76,49 @@ impl Actions {
     fn register(self: &Arc<Self>, id: u64) -> oneshot::Receiver<PortResult<()>> {
         let (sender, receiver) = oneshot::channel();
         let mut waiting = self.lock();
-        let fresh = || Entry { since: Instant::now(), missing: 0, waiters: Vec::new() };
+        let now = Instant::now();
+        let fresh = || Entry { since: now, due: now + PAUSE.0, missing: 0, waiters: Vec::new() };
         waiting.actions.entry(id).or_insert_with(fresh).waiters.push(sender);
-        if !waiting.polling {
+        if waiting.polling {
+            self.begun.notify_one();
+        } else {
             waiting.polling = true;
             // Weak: the poller must not outlive the client.
-            tokio::spawn(poll(Arc::downgrade(self)));
+            tokio::spawn(poll(Arc::downgrade(self), Arc::clone(&self.begun)));
         }
         receiver
     }
 
-    /// What to ask for next, and after which pause; none when nobody waits any more.
-    fn due(&self) -> Option<(Duration, Vec<u64>)> {
+    /// When to ask next; none when nobody waits any more.
+    fn next(&self) -> Option<Instant> {
         let mut waiting = self.lock();
         for entry in waiting.actions.values_mut() {
             entry.waiters.retain(|w| !w.is_closed());
         }
         waiting.actions.retain(|_, entry| !entry.waiters.is_empty());
-        let Some(youngest) = waiting.actions.values().map(|e| e.since).max() else {
+        let Some(due) = waiting.actions.values().map(|e| e.due).min() else {
             waiting.polling = false;
             return None;
         };
-        let pause = if self.http.budget.left() < THRIFTY_BELOW {
-            PAUSE.1
-        } else {
-            (youngest.elapsed() / 2).clamp(PAUSE.0, PAUSE.1)
-        };
-        let mut ids: Vec<u64> = waiting.actions.keys().copied().collect();
+        let waited_for = u32::try_from(waiting.actions.len()).unwrap_or(u32::MAX);
+        let thrifty = self.http.budget.left() < THRIFTY_BELOW;
+        let apart = if thrifty { PAUSE.1 } else { APART.0.saturating_mul(waited_for).min(APART.1) };
+        Some(waiting.asked.map_or(due, |asked| due.max(asked + apart)))
+    }
+
+    /// Asks for all that anybody waits for.
+    async fn ask_all(&self) {
+        let mut ids: Vec<u64> = self.lock().actions.keys().copied().collect();
         ids.sort_unstable();
-        Some((pause, ids))
+        for chunk in ids.chunks(CHUNK) {
+            self.ask(chunk).await;
+        }
+        let now = Instant::now();
+        let mut waiting = self.lock();
+        waiting.asked = Some(now);
+        for (_, entry) in waiting.actions.iter_mut().filter(|(id, _)| ids.binary_search(id).is_ok()) {
+            entry.due = now + (now.duration_since(entry.since) / 2).clamp(PAUSE.0, PAUSE.1);
+        }
     }
 
     async fn ask(&self, ids: &[u64]) {
@@ -138,16 +160,15 @@ impl Waiting {
     }
 }
 
-async fn poll(actions: Weak<Actions>) {
+async fn poll(actions: Weak<Actions>, begun: Arc<Notify>) {
     loop {
-        let Some((pause, _)) = actions.upgrade().and_then(|a| a.due()) else { return };
-        sleep(pause).await;
-        let Some(actions) = actions.upgrade() else { return };
-        // Asked again: more may have begun during the pause.
-        let Some((_, ids)) = actions.due() else { return };
-        for chunk in ids.chunks(CHUNK) {
-            actions.ask(chunk).await;
+        let Some(next) = actions.upgrade().and_then(|a| a.next()) else { return };
+        tokio::select! {
+            () = sleep_until(next) => {}
+            () = begun.notified() => continue,
         }
+        let Some(actions) = actions.upgrade() else { return };
+        actions.ask_all().await;
     }
 }
 

@@ -14,8 +14,8 @@ use super::wire::{
     Resource, Started, WireLocation, WireNetwork, WirePlacementGroup, WireServer, WireSshKey, WireVolume,
 };
 use crate::ports::{
-    Cloud, ErrorCode, Labels, Location, Network, PlacementGroup, PortResult, Prices, Server, ServerSpec, ServerStatus,
-    SshKey, Subnet, Volume, VolumeSpec,
+    Cloud, ErrorCode, Labels, Location, Network, NetworkSpec, PlacementGroup, PortResult, Prices, Route, Server,
+    ServerSpec, ServerStatus, SshKey, Volume, VolumeSpec,
 };
 
 /// The public API.
@@ -124,7 +124,9 @@ impl Cloud for HetznerCloud {
         }
         let created = create::<WireServer>(&self.http, &self.actions, &spec.name, &spec.labels, &body).await?;
         if created.waited {
-            return self.server(created.model.id).await;
+            // The answer had all but how its actions ended.
+            let status = if spec.start { ServerStatus::Running } else { ServerStatus::Off };
+            return Ok(Server { status, ..created.model });
         }
         let server = self.running(created.model.id).await?;
         if server.status == ServerStatus::Off && spec.start {
@@ -169,8 +171,16 @@ impl Cloud for HetznerCloud {
     }
 
     async fn create_volume(&self, spec: &VolumeSpec) -> PortResult<Volume> {
-        let body = json!({"name": spec.name, "size": spec.size_gb, "location": spec.location, "labels": spec.labels});
-        Ok(create::<WireVolume>(&self.http, &self.actions, &spec.name, &spec.labels, &body).await?.model)
+        let mut body = json!({"name": spec.name, "size": spec.size_gb, "labels": spec.labels});
+        match spec.server {
+            // It comes to be where the server is: naming a location too is refused.
+            Some(server) => (body["server"], body["automount"]) = (server.into(), false.into()),
+            None => body["location"] = spec.location.as_str().into(),
+        }
+        let created = create::<WireVolume>(&self.http, &self.actions, &spec.name, &spec.labels, &body).await?;
+        // The answer is from before it was attached, which has been waited for.
+        let server = if created.waited { spec.server } else { created.model.server };
+        Ok(Volume { server, ..created.model })
     }
 
     async fn attach_volume(&self, volume: u64, server: u64) -> PortResult<()> {
@@ -197,10 +207,14 @@ impl Cloud for HetznerCloud {
         by_name::<WireNetwork>(&self.http, name).await
     }
 
-    async fn create_network(&self, name: &str, range: &str, subnet: &Subnet, labels: &Labels) -> PortResult<Network> {
-        let subnets = json!([{"type": "cloud", "ip_range": subnet.range, "network_zone": subnet.zone}]);
-        let body = json!({"name": name, "ip_range": range, "subnets": subnets, "labels": labels});
-        Ok(create::<WireNetwork>(&self.http, &self.actions, name, labels, &body).await?.model)
+    async fn create_network(&self, spec: &NetworkSpec) -> PortResult<Network> {
+        let subnets = json!([{"type": "cloud", "ip_range": spec.subnet.range, "network_zone": spec.subnet.zone}]);
+        let route = |r: &Route| json!({"destination": r.destination, "gateway": r.gateway});
+        let body = json!({
+            "name": spec.name, "ip_range": spec.range, "subnets": subnets, "labels": spec.labels,
+            "routes": spec.routes.iter().map(route).collect::<Vec<_>>(),
+        });
+        Ok(create::<WireNetwork>(&self.http, &self.actions, &spec.name, &spec.labels, &body).await?.model)
     }
 
     async fn delete_network(&self, id: u64) -> PortResult<()> {

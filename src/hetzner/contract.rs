@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use async_trait::async_trait;
 
-use crate::ports::{Cloud, ErrorCode, Labels, ServerSpec, ServerStatus, Subnet, VolumeSpec};
+use crate::ports::{Cloud, ErrorCode, Labels, NetworkSpec, ServerSpec, ServerStatus, Subnet, VolumeSpec};
 
 /// What the suite needs beside the port.
 #[async_trait]
@@ -32,8 +32,13 @@ fn server(name: &str, key: u64, group: Option<u64>) -> ServerSpec {
     }
 }
 
+fn network_spec(subnet: &Subnet) -> NetworkSpec {
+    let (range, subnet) = ("10.0.0.0/16".into(), subnet.clone());
+    NetworkSpec { name: "demo".into(), range, subnet, routes: Vec::new(), labels: labels("net") }
+}
+
 fn volume(name: &str, location: &str) -> VolumeSpec {
-    VolumeSpec { name: name.into(), size_gb: 10, location: location.into(), labels: labels("master") }
+    VolumeSpec { name: name.into(), size_gb: 10, location: location.into(), server: None, labels: labels("master") }
 }
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKWJXX+CsmFG5UMyZKDICSyPzfPT1Ihp+Fl/ROKA/Czq";
@@ -53,9 +58,9 @@ pub(super) async fn run(cloud: &dyn Cloud, world: &dyn World) {
     assert_eq!(cloud.ssh_key_by_name("nobody's").await.unwrap(), None);
 
     let subnet = Subnet { range: "10.0.0.0/24".into(), zone: "eu-central".into() };
-    let network = cloud.create_network("demo", "10.0.0.0/16", &subnet, &labels("net")).await.unwrap();
+    let network = cloud.create_network(&network_spec(&subnet)).await.unwrap();
     assert_eq!((network.range.as_str(), &network.subnets), ("10.0.0.0/16", &vec![subnet.clone()]));
-    let again = cloud.create_network("demo", "10.0.0.0/16", &subnet, &labels("net")).await.unwrap();
+    let again = cloud.create_network(&network_spec(&subnet)).await.unwrap();
     assert_eq!(again.id, network.id);
     let group = cloud.create_placement_group("demo-masters", &labels("group")).await.unwrap();
 
@@ -156,4 +161,14 @@ async fn volumes(cloud: &dyn Cloud, m1: u64, m2: u64) {
     for id in [replacement.id, etcd.id] {
         cloud.delete_volume(id).await.unwrap();
     }
+
+    // Made for a server: where the server is, and attached when the call returns.
+    let made_for = VolumeSpec { server: Some(m2), ..volume("demo-m2-etcd", "fsn1") };
+    let attached = cloud.create_volume(&made_for).await.unwrap();
+    let location = cloud.server_by_name("demo-m2").await.unwrap().unwrap().location;
+    assert_eq!((attached.server, attached.location.as_str()), (Some(m2), location.as_str()));
+    assert_eq!(cloud.volume_by_name("demo-m2-etcd").await.unwrap().unwrap().server, Some(m2));
+    assert_eq!(cloud.create_volume(&made_for).await.unwrap(), attached);
+    cloud.detach_volume(attached.id).await.unwrap();
+    cloud.delete_volume(attached.id).await.unwrap();
 }

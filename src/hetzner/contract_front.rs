@@ -1,7 +1,8 @@
 //! What every implementation of `Front` must do, whatever is behind it.
 
 use crate::ports::{
-    BalancerService, BalancerSpec, BalancerTarget, Cloud, ErrorCode, HealthCheck, Labels, ServerSpec, Subnet,
+    BalancerService, BalancerSpec, BalancerTarget, Cloud, ErrorCode, HealthCheck, Labels, NetworkSpec, ServerSpec,
+    Subnet,
 };
 
 fn labels() -> Labels {
@@ -26,7 +27,14 @@ pub(super) async fn run(cloud: &dyn Cloud) {
 
 async fn balancers(cloud: &dyn Cloud) {
     let subnet = Subnet { range: "10.0.0.0/24".into(), zone: "eu-central".into() };
-    let network = cloud.create_network("demo-balanced", "10.0.0.0/16", &subnet, &labels()).await.unwrap();
+    let network = NetworkSpec {
+        name: "demo-balanced".into(),
+        range: "10.0.0.0/16".into(),
+        subnet,
+        routes: Vec::new(),
+        labels: labels(),
+    };
+    let network = cloud.create_network(&network).await.unwrap();
     let spec = BalancerSpec {
         name: "demo-api".into(),
         balancer_type: "lb11".into(),

@@ -1,6 +1,6 @@
 //! What every implementation of `Perimeter` must do, whatever is behind it.
 
-use crate::ports::{Cloud, ErrorCode, FirewallRule, FirewallSpec, Labels, Route, Subnet};
+use crate::ports::{Cloud, ErrorCode, FirewallRule, FirewallSpec, Labels, NetworkSpec, Route, Subnet};
 
 fn labels() -> Labels {
     [("hk-dr/cluster".to_owned(), "demo".to_owned())].into()
@@ -54,8 +54,20 @@ async fn firewalls(cloud: &dyn Cloud) {
 
 async fn routes(cloud: &dyn Cloud) {
     let subnet = Subnet { range: "10.0.0.0/24".into(), zone: "eu-central".into() };
-    let network = cloud.create_network("demo-routed", "10.0.0.0/16", &subnet, &labels()).await.unwrap();
     let route = Route { destination: "0.0.0.0/0".into(), gateway: [10, 0, 0, 2].into() };
+    let spec = NetworkSpec {
+        name: "demo-routed".into(),
+        range: "10.0.0.0/16".into(),
+        subnet,
+        routes: vec![route.clone()],
+        labels: labels(),
+    };
+    let network = cloud.create_network(&spec).await.unwrap();
+    assert_eq!(network.routes, spec.routes);
+    // One that exists keeps the routes it has.
+    let other = NetworkSpec { routes: Vec::new(), ..spec.clone() };
+    assert_eq!(cloud.create_network(&other).await.unwrap().routes, spec.routes);
+    cloud.delete_route(network.id, &route).await.unwrap();
     cloud.add_route(network.id, &route).await.unwrap();
     cloud.add_route(network.id, &route).await.unwrap();
     assert_eq!(cloud.network_by_name("demo-routed").await.unwrap().unwrap().routes, std::slice::from_ref(&route));

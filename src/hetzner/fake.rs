@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use crate::ports::{
-    Balancer, Cloud, ErrorCode, Firewall, FloatingIp, Labels, Location, Network, PlacementGroup, PortError, PortResult,
-    Prices, PrivateAddress, Server, ServerSpec, ServerStatus, SshKey, Subnet, Volume, VolumeSpec,
+    Balancer, Cloud, ErrorCode, Firewall, FloatingIp, Labels, Location, Network, NetworkSpec, PlacementGroup,
+    PortError, PortResult, Prices, PrivateAddress, Server, ServerSpec, ServerStatus, SshKey, Volume, VolumeSpec,
 };
 
 /// A change that was asked for.
@@ -329,7 +329,9 @@ impl Cloud for FakeCloud {
         if let Some(volume) = found {
             return Ok(volume);
         }
-        state.capacity(&spec.location)?;
+        let server = spec.server.map(|id| state.servers.get(&id).ok_or_else(|| gone("server", id))).transpose()?;
+        let location = server.map_or(&spec.location, |s| &s.location).clone();
+        state.capacity(&location)?;
         if !(10..=10240).contains(&spec.size_gb) {
             return Err(PortError::new(ErrorCode::Invalid, "a volume has 10 to 10240 GB"));
         }
@@ -337,9 +339,9 @@ impl Cloud for FakeCloud {
         let volume = Volume {
             id,
             name: spec.name.clone(),
-            location: spec.location.clone(),
+            location,
             size_gb: spec.size_gb,
-            server: None,
+            server: spec.server,
             device: format!("/dev/disk/by-id/scsi-0HC_Volume_{id}"),
             labels: spec.labels.clone(),
         };
@@ -405,18 +407,18 @@ impl Cloud for FakeCloud {
         Ok(state.networks.values().find(|n| n.name == name).cloned())
     }
 
-    async fn create_network(&self, name: &str, range: &str, subnet: &Subnet, labels: &Labels) -> PortResult<Network> {
+    async fn create_network(&self, spec: &NetworkSpec) -> PortResult<Network> {
         let mut state = self.lock();
         state.begin("create_network")?;
-        let found = state.networks.values().find(|n| n.name == name).map(|n| (n, &n.labels));
-        let found = existing(found, labels, "network", name)?;
-        state.log("create_network", name, found.is_none());
+        let found = state.networks.values().find(|n| n.name == spec.name).map(|n| (n, &n.labels));
+        let found = existing(found, &spec.labels, "network", &spec.name)?;
+        state.log("create_network", &spec.name, found.is_none());
         if let Some(network) = found {
             return Ok(network);
         }
         let id = state.id();
-        let (range, subnets) = (range.to_owned(), vec![subnet.clone()]);
-        let network = Network { id, name: name.to_owned(), range, subnets, routes: Vec::new(), labels: labels.clone() };
+        let NetworkSpec { name, range, subnet, routes, labels } = spec.clone();
+        let network = Network { id, name, range, subnets: vec![subnet], routes, labels };
         state.networks.insert(id, network.clone());
         Ok(network)
     }

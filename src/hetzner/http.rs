@@ -1,5 +1,5 @@
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -31,12 +31,20 @@ const PAGES_MAX: u32 = 10_000;
 /// Largest answer that is read.
 const ANSWER_MAX_BYTES: usize = 16 << 20;
 
-/// Requests of this process that only read, and others.
-static REQUESTS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+/// Requests of this process by method and path.
+static REQUESTS: Mutex<BTreeMap<String, u64>> = Mutex::new(BTreeMap::new());
 
-/// How many requests this process has sent: those that only read, and those that may change something. Repeated ones count.
-pub fn requests() -> (u64, u64) {
-    (REQUESTS[0].load(Ordering::Relaxed), REQUESTS[1].load(Ordering::Relaxed))
+/// How many requests this process has sent, by method and path, `GET /servers/{id}`. Repeated ones count.
+pub fn requests() -> BTreeMap<String, u64> {
+    REQUESTS.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn count(method: &Method, path: &str) {
+    let path = path.split('?').next().unwrap_or(path);
+    let part = |part: &str| if part.parse::<u64>().is_ok() { "{id}".to_owned() } else { part.to_owned() };
+    let shape = path.split('/').map(part).collect::<Vec<_>>().join("/");
+    let mut requests = REQUESTS.lock().unwrap_or_else(PoisonError::into_inner);
+    *requests.entry(format!("{method} {shape}")).or_default() += 1;
 }
 
 /// Sends requests with the token, within the budget, and repeats what may be repeated.
@@ -82,7 +90,7 @@ impl Http {
     /// One attempt.
     pub(super) async fn attempt(&self, method: &Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
         self.budget.take().await;
-        REQUESTS[usize::from(*method != Method::GET)].fetch_add(1, Ordering::Relaxed);
+        count(method, path);
         // The semaphore is never closed.
         let _place = self.in_flight.acquire().await.ok();
         let mut request = self.client.request(method.clone(), format!("{}{path}", self.base));

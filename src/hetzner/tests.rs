@@ -56,7 +56,7 @@ impl World for Lab {
 
 fn spec(name: &str) -> VolumeSpec {
     let labels: Labels = [("hk-dr/cluster".to_owned(), "demo".to_owned())].into();
-    VolumeSpec { name: name.into(), size_gb: 10, location: "fsn1".into(), labels }
+    VolumeSpec { name: name.into(), size_gb: 10, location: "fsn1".into(), server: None, labels }
 }
 
 #[tokio::test]

@@ -1,9 +1,10 @@
 use std::collections::BTreeMap;
 
-use super::draft::{Basis, Draft, Who, volume_name};
+use super::draft::{Basis, Draft, volume_name};
 use super::params::{EtcdStart, SecretsKeep};
 use super::roll::{self, Rolling};
 use super::vpn::{cut_off, vpn_done};
+use super::who::Who;
 use super::{Plan, PlanError, Purpose, WorkersChoice, workers};
 use crate::config::{MasterConfig, VpnConfig, WorkerConfig};
 use crate::distribution::upstream::{EtcdState, Role};

@@ -142,6 +142,7 @@ fn step<P: Params>(id: &str, params: &P, needs: Vec<String>, title: String, reas
         title,
         reason: reason.to_owned(),
         deadline_seconds: deadline,
+        seen_absent: false,
     }
 }
 

@@ -12,8 +12,9 @@ use super::params::{
 };
 use super::perimeter;
 use super::placement::place;
+use super::who::Who;
 use super::{Inventory, PLAN_FORMAT, Plan, PlanError, Purpose, Step};
-use crate::config::{Cluster, MasterConfig, VpnConfig, WorkerConfig};
+use crate::config::{Cluster, MasterConfig, WorkerConfig};
 use crate::distribution::server_name;
 use crate::distribution::upstream::{Role, needed};
 use crate::ports::{Binary, Labels, Server};
@@ -140,7 +141,15 @@ impl<'a> Draft<'a> {
             title: title.into(),
             reason: reason.into(),
             deadline_seconds,
+            seen_absent: false,
         });
+    }
+
+    /// Says of the step that was added last that nothing of what it makes was observed.
+    pub fn seen_absent(&mut self) {
+        if let Some(step) = self.steps.last_mut() {
+            step.seen_absent = true;
+        }
     }
 
     /// Whether the plan has this step.
@@ -198,20 +207,27 @@ impl<'a> Draft<'a> {
                 range: cluster.network.range.clone(),
                 subnet: cluster.network.subnet.clone(),
                 zone: cluster.network.zone.clone(),
+                // The way out comes with it.
+                routes: cluster.vpn.iter().map(super::vpn::way_out).collect(),
                 labels: labels.clone(),
             };
-            let title = format!("create network {} ({})", cluster.name, cluster.network.range);
+            let way = cluster.vpn.as_ref().map(|v| format!(" with the way out through {}", self.full(&v.name)));
+            let (range, way) = (&cluster.network.range, way.unwrap_or_default());
+            let title = format!("create network {} ({range}){way}", cluster.name);
             self.add("network", &params, &[], title, "it does not exist", 120);
+            self.seen_absent();
         }
         if inventory.placement_group.is_none() {
             let params = PlacementGroupCreate { name: placement_group(cluster), labels: labels.clone() };
             let title = format!("create placement group {}", params.name);
             self.add("placement-group", &params, &[], title, "it does not exist", 120);
+            self.seen_absent();
         }
         if inventory.ssh_key.is_none() {
             let params =
                 SshKeyCreate { name: cluster.name.clone(), public_key: self.basis.ssh_public_key.into(), labels };
             self.add("ssh-key", &params, &[], "register the cluster's SSH key", "it is not registered", 120);
+            self.seen_absent();
         }
         self.front();
     }
@@ -242,6 +258,9 @@ impl<'a> Draft<'a> {
             .collect();
         let title = format!("create server {full} in {location}");
         self.add(format!("server/{full}"), &params, &needs, title, reason, 300);
+        if self.basis.inventory.server(&full).is_none() {
+            self.seen_absent();
+        }
     }
 
     /// Everything on one master up to etcd's start. `restore` adds the step that fills the volume and returns its id.
@@ -272,6 +291,9 @@ impl<'a> Draft<'a> {
             let title = format!("create volume {volume} and attach it to {full}");
             let retired = format!("retire/{volume}");
             self.add(&volume_id, &params, &[&server_id, &retired], title, reason, 180);
+            if self.basis.inventory.volume(&volume).is_none() {
+                self.seen_absent();
+            }
         }
         self.ready(&full, reason);
         self.binaries(&etcd_binaries, &full, Role::Master, |name| name.starts_with("etcd"), &[&ready_id]);
@@ -429,52 +451,6 @@ impl<'a> Draft<'a> {
             inputs_digest: digest(basis),
             steps: self.steps,
             findings: self.findings,
-        }
-    }
-}
-
-/// A server that is declared.
-#[derive(Clone, Copy)]
-pub(super) enum Who<'a> {
-    Master(&'a MasterConfig),
-    Worker(&'a WorkerConfig),
-    Vpn(&'a VpnConfig),
-}
-
-impl Who<'_> {
-    fn name(&self) -> &str {
-        match self {
-            Self::Master(m) => &m.name,
-            Self::Worker(w) => &w.name,
-            Self::Vpn(v) => &v.name,
-        }
-    }
-    fn role(&self) -> &'static str {
-        match self {
-            Self::Master(_) => "master",
-            Self::Worker(_) => "worker",
-            Self::Vpn(_) => "vpn",
-        }
-    }
-    fn server_type(&self) -> &str {
-        match self {
-            Self::Master(m) => &m.server_type,
-            Self::Worker(w) => &w.server_type,
-            Self::Vpn(v) => &v.server_type,
-        }
-    }
-    fn address(&self) -> std::net::Ipv4Addr {
-        match self {
-            Self::Master(m) => m.address,
-            Self::Worker(w) => w.address,
-            Self::Vpn(v) => v.address,
-        }
-    }
-    fn public_ipv4(&self, cluster: &Cluster) -> bool {
-        match self {
-            Self::Master(_) => cluster.network.public_ipv4.masters(),
-            Self::Worker(_) => cluster.network.public_ipv4.workers(),
-            Self::Vpn(_) => true,
         }
     }
 }

@@ -173,6 +173,9 @@ impl Draft<'_> {
             let (verb, what) = (if found.is_some() { "correct" } else { "create" }, where_it_listens(&wanted));
             let title = format!("{verb} load balancer {} ({what})", wanted.name);
             self.add(step, &wanted, &["network"], title, differences.join("; "), 180);
+            if found.is_none() {
+                self.seen_absent();
+            }
         }
         for config in cluster.floating_ips() {
             let step = floating_step(config);
@@ -184,6 +187,7 @@ impl Draft<'_> {
             let title = format!("create floating IP {name} in {location}");
             let params = FloatingIpProvide { name, location, labels: self.labels() };
             self.add(step, &params, &[], title, "it does not exist", 120);
+            self.seen_absent();
         }
     }
 
@@ -244,6 +248,9 @@ impl Draft<'_> {
         let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
         let params = FloatingIpAssign { name: name.clone(), server: server.clone(), fine };
         self.add(format!("assign/{name}"), &params, &needs, format!("route {name} to {server}"), reason, 60);
+        if found.is_none() {
+            self.seen_absent();
+        }
     }
 
     /// Deletes the cluster's load balancers and floating IPs.

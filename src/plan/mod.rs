@@ -27,6 +27,7 @@ pub mod schedule;
 mod skew;
 mod types;
 mod vpn;
+mod who;
 mod workers;
 
 pub use abort::{AbortChoice, plan_abort};

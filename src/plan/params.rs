@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::distribution::upstream::EtcdState;
-use crate::ports::{BalancerService, BalancerTarget, Binary, EtcdRestore, FirewallRule, Labels};
+use crate::ports::{BalancerService, BalancerTarget, Binary, EtcdRestore, FirewallRule, Labels, Route};
 
 /// Names the step kind that takes these parameters.
 pub trait Params: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -37,7 +37,12 @@ params! {
     /// Puts a pinned binary into the bucket, so that no rebuild depends on a third party.
     "artifact.mirror" v 1 => ArtifactMirror { name: String, version: String, sha256: String }
     /// Creates the private network.
-    "network.create" v 1 => NetworkCreate { name: String, range: String, subnet: String, zone: String, labels: Labels }
+    "network.create" v 1 => NetworkCreate {
+        name: String, range: String, subnet: String, zone: String,
+        #[serde(default)]
+        routes: Vec<Route>,
+        labels: Labels,
+    }
     /// Creates a firewall, or gives it back its rules and its servers.
     "firewall.provide" v 1 => FirewallProvide { name: String, selector: String, rules: Vec<FirewallRule>, labels: Labels }
     /// Deletes a firewall of this cluster.

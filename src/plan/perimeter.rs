@@ -149,6 +149,9 @@ impl Draft<'_> {
             let title = format!("{verb} firewall {} ({} in)", wanted.name, wanted.lets_in);
             let params = FirewallProvide { name: wanted.name, selector: wanted.selector, rules: wanted.rules, labels };
             self.add(wanted.step, &params, needs, title, differences.join("; "), 120);
+            if found.is_none() {
+                self.seen_absent();
+            }
         }
     }
 

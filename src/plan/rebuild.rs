@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 
-use super::draft::{Basis, Draft, LINEAGE_LABEL, Who, volume_name};
+use super::draft::{Basis, Draft, LINEAGE_LABEL, volume_name};
 use super::params::{EtcdRestoreStep, EtcdStart, SecretsKeep, ServerFence, VolumeRetire};
+use super::who::Who;
 use super::{Plan, PlanError, Purpose};
 use crate::distribution::upstream::{EtcdState, Role};
 use crate::ports::{EtcdRestore, SnapshotInfo};

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::draft::{Basis, Draft, Who, volume_name};
+use super::draft::{Basis, Draft, volume_name};
 use super::params::{
     ApiWrite, ControlPlaneStop, EtcdAgree, EtcdMount, EtcdStart, EtcdStartStep, EtcdStop, EtcdUnchanged, ManualWait,
     NodeFresh, ServerFence, ServerPowerOff, ServerPowerOn, SnapshotTake, VolumeAttach, VolumeDetach,
 };
+use super::who::Who;
 use super::{Plan, PlanError, Purpose, RunbookRun, evacuate, guards, replace, restore, rotate};
 use crate::config::{Acts, MasterConfig, Runbook, RunbookStep, Verb};
 use crate::distribution::upstream::{EtcdState, Role};

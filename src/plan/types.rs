@@ -71,6 +71,10 @@ pub struct Step {
     /// Why the planner wants it: "no server named demo-m1 exists".
     pub reason: String,
     pub deadline_seconds: u32,
+    /// What it makes has a name of its own and was not there when the plan was drawn. Whoever begins it soon after may make it
+    /// without a further look: should someone have been quicker, the cloud refuses the name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub seen_absent: bool,
 }
 
 /// An immutable, complete, serialisable plan.

@@ -1,8 +1,9 @@
 //! The VPN host, and the way out of servers without a public address.
 
-use super::draft::{Draft, Who};
+use super::draft::Draft;
 use super::params::{RouteProvide, VpnConfigure};
 use super::perimeter;
+use super::who::Who;
 use crate::config::VpnConfig;
 use crate::distribution::server_name;
 use crate::distribution::upstream::VPN_UNITS;
@@ -33,7 +34,8 @@ impl Draft<'_> {
         let (cluster, network) = (self.basis.cluster, self.basis.inventory.network.as_ref());
         let route = way_out(vpn);
         let there = network.is_some_and(|n| n.routes.contains(&route));
-        if there || self.has(WAY_OUT) {
+        // A network that is made now is made with it.
+        if there || self.has(WAY_OUT) || self.has("network") {
             return;
         }
         let params =

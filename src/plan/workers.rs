@@ -1,7 +1,8 @@
 //! Workers that leave, and workers that are made anew: drained, deleted, and replaced one after the other.
 
-use super::draft::{Draft, ROLE_LABEL, Who};
+use super::draft::{Draft, ROLE_LABEL};
 use super::params::{NodeDelete, NodeDrain, ServerFence};
+use super::who::Who;
 use super::{Inventory, NAME_LABEL, PlanError};
 use crate::config::{Cluster, WorkerConfig};
 use crate::distribution::server_name;

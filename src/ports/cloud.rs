@@ -128,6 +128,18 @@ pub struct VolumeSpec {
     pub name: String,
     pub size_gb: u32,
     pub location: String,
+    /// Where it is attached as soon as it exists; a server of the same location.
+    pub server: Option<u64>,
+    pub labels: Labels,
+}
+
+/// What a new private network must be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkSpec {
+    pub name: String,
+    pub range: String,
+    pub subnet: Subnet,
+    pub routes: Vec<Route>,
     pub labels: Labels,
 }
 
@@ -153,7 +165,7 @@ pub trait Cloud: Perimeter + Front {
 
     async fn volumes(&self, selector: &str) -> PortResult<Vec<Volume>>;
     async fn volume_by_name(&self, name: &str) -> PortResult<Option<Volume>>;
-    /// Creates an unformatted, unattached volume.
+    /// Creates an unformatted volume. Where it exists already, it is attached to whatever it was attached to.
     async fn create_volume(&self, spec: &VolumeSpec) -> PortResult<Volume>;
     async fn attach_volume(&self, volume: u64, server: u64) -> PortResult<()>;
     async fn detach_volume(&self, volume: u64) -> PortResult<()>;
@@ -162,7 +174,8 @@ pub trait Cloud: Perimeter + Front {
     async fn update_volume(&self, id: u64, name: &str, labels: &Labels) -> PortResult<()>;
 
     async fn network_by_name(&self, name: &str) -> PortResult<Option<Network>>;
-    async fn create_network(&self, name: &str, range: &str, subnet: &Subnet, labels: &Labels) -> PortResult<Network>;
+    /// Where it exists already, it has the routes that it had.
+    async fn create_network(&self, spec: &NetworkSpec) -> PortResult<Network>;
     async fn delete_network(&self, id: u64) -> PortResult<()>;
 
     async fn placement_group_by_name(&self, name: &str) -> PortResult<Option<PlacementGroup>>;

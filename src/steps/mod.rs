@@ -74,6 +74,8 @@ pub struct StepContext<'a> {
     pub run: &'a str,
     /// Outputs of all steps that have finished, by step id.
     pub outputs: &'a BTreeMap<String, Value>,
+    /// While applying: nothing of the effect was there a moment ago. Whoever makes something need not look for it again.
+    pub absent: bool,
 }
 
 /// What a step found before it acted.

@@ -2,9 +2,9 @@ use async_trait::async_trait;
 
 use super::{Observed, StepContext, StepKind};
 use crate::plan::params::NetworkCreate;
-use crate::ports::{PortResult, Subnet};
+use crate::ports::{NetworkSpec, PortResult, Subnet};
 
-/// Creates the private network. Output: its id.
+/// Creates the private network with its routes. Output: its id.
 pub struct NetworkCreateStep;
 
 #[async_trait]
@@ -22,12 +22,25 @@ impl StepKind for NetworkCreateStep {
                 "network {} has range {}, cluster.yaml says {}",
                 params.name, n.range, params.range
             )),
-            Some(n) => Observed::Done(n.id),
+            Some(n) if params.routes.iter().all(|r| n.routes.contains(r)) => Observed::Done(n.id),
+            Some(_) => Observed::Partial,
         })
     }
 
     async fn apply(&self, cx: &StepContext<'_>, params: &NetworkCreate) -> PortResult<u64> {
-        let subnet = Subnet { range: params.subnet.clone(), zone: params.zone.clone() };
-        Ok(cx.world.cloud.create_network(&params.name, &params.range, &subnet, &params.labels).await?.id)
+        let cloud = &cx.world.cloud;
+        let spec = NetworkSpec {
+            name: params.name.clone(),
+            range: params.range.clone(),
+            subnet: Subnet { range: params.subnet.clone(), zone: params.zone.clone() },
+            routes: params.routes.clone(),
+            labels: params.labels.clone(),
+        };
+        // Where it exists, creating finds it by its name and labels.
+        let network = cloud.create_network(&spec).await?;
+        for route in params.routes.iter().filter(|r| !network.routes.contains(r)) {
+            cloud.add_route(network.id, route).await?;
+        }
+        Ok(network.id)
     }
 }

@@ -37,7 +37,8 @@ impl StepKind for ServerCreateStep {
 
     async fn apply(&self, cx: &StepContext<'_>, params: &ServerCreate) -> PortResult<ServerOutput> {
         let cloud = &cx.world.cloud;
-        let server = match cloud.server_by_name(&params.name).await? {
+        let there = if cx.absent { None } else { cloud.server_by_name(&params.name).await? };
+        let server = match there {
             Some(server) => server,
             None => create(cx, params).await?,
         };

@@ -44,19 +44,29 @@ impl StepKind for VolumeProvideStep {
 
     async fn apply(&self, cx: &StepContext<'_>, params: &VolumeProvide) -> PortResult<VolumeOutput> {
         let cloud = &cx.world.cloud;
-        let volume = match cloud.volume_by_name(&params.name).await? {
+        let server = cx.server(&params.server).await?;
+        if server.location != params.location {
+            let message = format!(
+                "{} is in {}, its volume {} is to be in {}",
+                params.server, server.location, params.name, params.location
+            );
+            return Err(PortError::new(ErrorCode::Invalid, message)
+                .hint("no volume was made; `hk-dr build` plans for where the server is now"));
+        }
+        let there = if cx.absent { None } else { cloud.volume_by_name(&params.name).await? };
+        let volume = match there {
             Some(volume) => volume,
             None => {
                 let spec = VolumeSpec {
                     name: params.name.clone(),
                     size_gb: params.size_gb,
                     location: params.location.clone(),
+                    server: Some(server.id),
                     labels: params.labels.clone(),
                 };
                 cloud.create_volume(&spec).await?
             }
         };
-        let server = cx.server(&params.server).await?;
         if volume.server != Some(server.id) {
             cloud.attach_volume(volume.id, server.id).await?;
         }

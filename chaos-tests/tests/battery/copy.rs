@@ -107,7 +107,7 @@ async fn a_rehearsal_that_fails_leaves_production_healthy_and_cleans_up_after_it
         let wanted = Wanted::Runbook(runbook(name, &[]));
         let world = before(&wanted).await;
         let full = PortError::new(ErrorCode::NoCapacity, "no room");
-        for call in ["create_network", "create_server", "create_volume", "attach_volume"] {
+        for call in ["create_network", "create_server", "create_volume", "attach_network"] {
             world.cloud.fail_next(call, full.clone());
             fails_and_is_cleaned_up(&world, &wanted, "no room").await;
         }

@@ -183,3 +183,41 @@ async fn a_volume_attached_elsewhere_is_named_and_left_alone() {
     let after = world.cloud.volume_by_name("private-m2-etcd").await.expect("asked").expect("it is there");
     assert_eq!(after.server, Some(worker.id), "it was touched");
 }
+
+/// What the planner saw a moment ago is not looked for again. A run that died is taken up with a look, and whoever was quicker
+/// than the plan is noticed by the name.
+#[tokio::test]
+async fn a_new_build_looks_for_nothing_twice_and_a_resumed_one_looks_again() {
+    // Machines in memory ask for their own server by its name: that look tells nothing here.
+    let looks = [
+        "network_by_name",
+        "placement_group_by_name",
+        "ssh_key_by_name",
+        "firewall_by_name",
+        "balancer_by_name",
+        "floating_ip_by_name",
+        "volume_by_name",
+    ];
+    let drawn = || async {
+        let world = MemoryWorld::new(&private_cluster(), false);
+        let plan = draw(&world, &Wanted::Build).await;
+        for look in looks {
+            world.cloud.fail_next(look, PortError::new(ErrorCode::Forbidden, format!("{look} was asked")));
+        }
+        (world, plan)
+    };
+    let (world, plan) = drawn().await;
+    process(&world, &plan, MemoryJournal::default()).await.expect("nobody looks");
+
+    let (world, plan) = drawn().await;
+    let journal = MemoryJournal::default();
+    let _ = process(&world, &plan, journal.stopping_after(2)).await;
+    let stopped = process(&world, &plan, journal.continued()).await.expect_err("somebody looks").to_string();
+    assert!(stopped.contains("was asked"), "{stopped}");
+
+    let world = MemoryWorld::new(&private_cluster(), false);
+    let plan = draw(&world, &Wanted::Build).await;
+    world.cloud.create_floating_ip("private-www", "fsn1", &Labels::new()).await.expect("somebody else's");
+    let stopped = process(&world, &plan, MemoryJournal::default()).await.expect_err("it stops").to_string();
+    assert!(stopped.contains("a floating IP named private-www exists that is not this cluster's"), "{stopped}");
+}

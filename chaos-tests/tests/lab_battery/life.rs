@@ -199,7 +199,46 @@ fn a_cluster_lives_through_certificates_workers_and_versions() {
     lab.declare();
     succeeded(&lab.operator(&["build", "--yes"], None), "build");
     live(&lab);
+    pools(&lab);
     versions(&lab);
+}
+
+/// Workers as a pool: it takes the place of a single one, grows in type, and shrinks, each drained before it goes.
+fn pools(lab: &Lab) {
+    const SINGLE: &str = "workers:\n  - {name: w1, location: nbg1, type: cx23, address: 10.0.0.21}\n";
+    let pool = |count: u32, kind: &str| {
+        let words = format!("{{name: web, location: nbg1, type: {kind}, count: {count}, firstAddress: 10.0.0.31}}");
+        declare(lab, &[(SINGLE, &format!("workers:\n  pools:\n    - {words}\n"))]);
+    };
+    let workers = || {
+        let servers = lab.api("servers").into_iter().filter(|s| s["labels"]["hk-dr/role"] == "worker");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let mut found: Vec<_> = servers.map(|s| (text(&s["name"]), text(&s["server_type"]["name"]))).collect();
+        found.sort();
+        found
+    };
+    let named = |names: &[&str], kind: &str| -> Vec<_> {
+        names.iter().map(|name| (format!("demo-{name}"), kind.to_owned())).collect()
+    };
+    pool(2, "cx23");
+    builds(lab, &["--remove-workers"]);
+    assert_eq!(workers(), named(&["web-1", "web-2"], "cx23"));
+
+    pool(2, "cx33");
+    let plan = String::from_utf8_lossy(&lab.operator(&["plan"], None).stdout).into_owned();
+    assert!(plan.contains("demo-web-2 stays as it is: its type is cx23, declared is cx33"), "{plan}");
+    let writer = Writer::start(lab);
+    builds(lab, &["--replace-workers"]);
+    writer.served("a pool's change of type");
+    assert_eq!(workers(), named(&["web-1", "web-2"], "cx33"));
+
+    pool(1, "cx33");
+    builds(lab, &["--remove-workers"]);
+    assert_eq!(workers(), named(&["web-1"], "cx33"));
+    declare(lab, &[]);
+    builds(lab, &["--remove-workers"]);
+    assert_eq!(workers(), named(&["w1"], "cx23"));
+    succeeded(&lab.operator(&["drift"], None), "drift");
 }
 
 /// etcd one patch back and forward again: both ways master by master, with a snapshot first.

@@ -60,6 +60,9 @@ fn run(context: &Context) -> Result<Vec<f64>, CliError> {
     eprintln!("  answers at {}, {} Nodes are ready", arrived["addresses"], arrived["nodes"]);
     let built = output(&mut build)?;
     eprintln!("  {} reads and {} writes", built["cloud"]["reads"], built["cloud"]["writes"]);
+    for (call, times) in built["cloud"]["calls"].as_object().into_iter().flatten() {
+        eprintln!("  {times:>4} {call}");
+    }
     let count = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
     let calls = count(&built["cloud"]["reads"]) + count(&built["cloud"]["writes"]);
     let again: Value = json(&lab.hk_dr(&["build", "--yes", "--json", "--quiet"], true)?)?;

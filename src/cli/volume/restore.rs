@@ -69,7 +69,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
             None
         } else {
             let labels = Labels::from([(LABEL.to_owned(), args.volume.clone())]);
-            let spec = VolumeSpec { name, size_gb, location: server.location.clone(), labels };
+            let spec = VolumeSpec { name, size_gb, location: server.location.clone(), server: None, labels };
             let volume = cloud.create_volume(&spec).await?;
             cloud.attach_volume(volume.id, server.id).await?;
             Some(volume.device)

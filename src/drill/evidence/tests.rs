@@ -17,6 +17,7 @@ fn step_of(id: &str, kind: &str) -> Step {
         title: id.into(),
         reason: String::new(),
         deadline_seconds: 1,
+        seen_absent: false,
     }
 }
 
