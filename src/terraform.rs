@@ -4,12 +4,15 @@
 //! Attributes as the provider `hetznercloud/hcloud` 1.5x has them:
 //! <https://registry.terraform.io/providers/hetznercloud/hcloud/latest/docs>
 
+mod hcl;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use self::hcl::{Block, aligned, identifier, quoted};
 use crate::config::Cluster;
 use crate::plan::Inventory;
-use crate::ports::{Firewall, Labels, Server, Volume};
+use crate::ports::{Balancer, BalancerService, BalancerTarget, Firewall, FloatingIp, Server, Volume};
 
 /// Files by name.
 pub fn export(cluster: &Cluster, inventory: &Inventory) -> BTreeMap<&'static str, String> {
@@ -34,6 +37,12 @@ pub fn export(cluster: &Cluster, inventory: &Inventory) -> BTreeMap<&'static str
     }
     for volume in &inventory.volumes {
         files.volume(volume);
+    }
+    for balancer in &inventory.balancers {
+        files.balancer(balancer);
+    }
+    for floating in &inventory.floating_ips {
+        files.floating_ip(floating);
     }
     let (resources, imports) = (aligned(&files.resources), aligned(&files.imports));
     BTreeMap::from([("versions.tf", VERSIONS.to_owned()), ("cluster.tf", resources), ("imports.tf", imports)])
@@ -175,116 +184,99 @@ impl Files<'_> {
             .raw("server_id", &format!("hcloud_server.{}.id", self.local(&server.name)));
         self.resource(block, &volume.id.to_string());
     }
-}
 
-/// A resource being written.
-struct Block {
-    kind: &'static str,
-    name: String,
-    body: String,
-}
-
-impl Block {
-    fn new(kind: &'static str, name: &str) -> Self {
-        Self { kind, name: name.to_owned(), body: String::new() }
-    }
-
-    fn raw(&mut self, attribute: &str, expression: &str) -> &mut Self {
-        let _ = writeln!(self.body, "  {attribute} = {expression}");
-        self
-    }
-
-    fn text(&mut self, attribute: &str, value: &str) -> &mut Self {
-        self.raw(attribute, &quoted(value))
-    }
-
-    fn labels(&mut self, labels: &Labels) -> &mut Self {
-        if !labels.is_empty() {
-            let lines: String = labels.iter().map(|(k, v)| format!("    {} = {}\n", quoted(k), quoted(v))).collect();
-            let _ = write!(self.body, "  labels = {{\n{lines}  }}\n");
+    fn balancer(&mut self, balancer: &Balancer) {
+        let name = self.local(&balancer.name);
+        let mut block = Block::new("hcloud_load_balancer", &name);
+        block
+            .text("name", &balancer.name)
+            .text("load_balancer_type", &balancer.balancer_type)
+            .text("location", &balancer.location)
+            .labels(&balancer.labels)
+            .block("algorithm", &["type = \"round_robin\"".into()])
+            // Its address may stand in name servers.
+            .kept();
+        self.resource(block, &balancer.id.to_string());
+        let attached = |id: u64| self.inventory.network.as_ref().is_some_and(|n| n.id == id);
+        let private = balancer.private.iter().find(|p| attached(p.network));
+        if let Some(private) = private {
+            let mut block = Block::new("hcloud_load_balancer_network", &name);
+            block
+                .raw("load_balancer_id", &format!("hcloud_load_balancer.{name}.id"))
+                .raw("network_id", "hcloud_network.cluster.id")
+                .text("ip", &private.address.to_string())
+                .raw("enable_public_interface", &balancer.public_ipv4.is_some().to_string());
+            self.resource(block, &format!("{}-{}", balancer.id, private.network));
         }
-        self
-    }
-
-    fn block(&mut self, kind: &str, lines: &[String]) -> &mut Self {
-        let lines: String = lines.iter().map(|line| format!("    {line}\n")).collect();
-        let _ = write!(self.body, "  {kind} {{\n{lines}  }}\n");
-        self
-    }
-
-    /// What holds data or everything else is never destroyed from there.
-    fn kept(&mut self) -> &mut Self {
-        self.lifecycle("")
-    }
-
-    fn lifecycle(&mut self, more: &str) -> &mut Self {
-        self.body.push_str("  lifecycle {\n    prevent_destroy = true\n");
-        if !more.is_empty() {
-            let _ = writeln!(self.body, "    {more}");
+        for service in &balancer.services {
+            self.balancer_service(balancer.id, &name, service);
         }
-        self.body.push_str("  }\n");
-        self
-    }
-}
-
-/// As `terraform fmt` writes it: the values of neighbouring lines stand below one another.
-fn aligned(text: &str) -> String {
-    // Indentation and name of a line that is an attribute and ends on itself.
-    let attribute = |line: &str| {
-        let (name, value) = line.split_once(" = ")?;
-        let plain = !line.trim_start().starts_with('#') && !value.ends_with('{');
-        plain.then(|| (line.len() - line.trim_start().len(), name.len()))
-    };
-    let lines: Vec<&str> = text.lines().collect();
-    let mut out = String::with_capacity(text.len() + text.len() / 8);
-    let mut at = 0;
-    while at < lines.len() {
-        let Some((indent, _)) = attribute(lines[at]) else {
-            out.push_str(lines[at]);
-            out.push('\n');
-            at += 1;
-            continue;
-        };
-        let group: Vec<(&str, usize)> = lines[at..]
-            .iter()
-            .map_while(|line| attribute(line).filter(|(i, _)| *i == indent).map(|(_, width)| (*line, width)))
-            .collect();
-        let widest = group.iter().map(|(_, width)| *width).max().unwrap_or(0);
-        for (line, width) in &group {
-            let (name, value) = line.split_at(*width);
-            let _ = writeln!(out, "{name}{}{value}", " ".repeat(widest - width));
+        for (number, target) in balancer.targets.iter().enumerate() {
+            self.balancer_target(balancer, &format!("{name}-{number}"), target, private.is_some());
         }
-        at += group.len();
     }
-    out
-}
 
-/// HCL's identifiers: letters, digits, dashes and underscores, not beginning with a digit or dash.
-fn identifier(name: &str) -> String {
-    let plain: String =
-        name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' }).collect();
-    if plain.starts_with(|c: char| c.is_ascii_alphabetic()) { plain } else { format!("r{plain}") }
-}
+    fn balancer_service(&mut self, id: u64, balancer: &str, service: &BalancerService) {
+        let check = &service.check;
+        let mut block = Block::new("hcloud_load_balancer_service", &format!("{balancer}-{}", service.listen_port));
+        block
+            .raw("load_balancer_id", &format!("hcloud_load_balancer.{balancer}.id"))
+            .text("protocol", &service.protocol)
+            .raw("listen_port", &service.listen_port.to_string())
+            .raw("destination_port", &service.destination_port.to_string())
+            .raw("proxyprotocol", &service.proxy_protocol.to_string())
+            .block(
+                "health_check",
+                &[
+                    format!("protocol = {}", quoted(&check.protocol)),
+                    format!("port = {}", check.port),
+                    format!("interval = {}", check.interval),
+                    format!("timeout = {}", check.timeout),
+                    format!("retries = {}", check.retries),
+                ],
+            );
+        self.resource(block, &format!("{id}__{}", service.listen_port));
+    }
 
-/// A string literal: `${` and `%{` would begin a template.
-fn quoted(text: &str) -> String {
-    let mut out = String::from("\"");
-    for (index, c) in text.char_indices() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '$' | '%' if text[index + 1..].starts_with('{') => {
-                out.push(c);
-                out.push(c);
+    fn balancer_target(&mut self, balancer: &Balancer, name: &str, target: &BalancerTarget, attached: bool) {
+        let of = self.local(&balancer.name);
+        let mut block = Block::new("hcloud_load_balancer_target", name);
+        block.raw("load_balancer_id", &format!("hcloud_load_balancer.{of}.id"));
+        let (kind, identifier) = match target {
+            BalancerTarget::Selector { selector, private } => {
+                block.text("type", "label_selector").text("label_selector", selector);
+                block.raw("use_private_ip", &private.to_string());
+                ("label_selector", selector.clone())
             }
-            c => out.push(c),
+            BalancerTarget::Server { id, private } => {
+                let server = self.inventory.servers.iter().find(|s| s.id == *id);
+                let server = server.map_or(id.to_string(), |s| format!("hcloud_server.{}.id", self.local(&s.name)));
+                block.text("type", "server").raw("server_id", &server).raw("use_private_ip", &private.to_string());
+                ("server", id.to_string())
+            }
+            BalancerTarget::Address(address) => {
+                block.text("type", "ip").text("ip", address);
+                ("ip", address.clone())
+            }
+        };
+        if attached {
+            // Through the network only once it is in there.
+            block.raw("depends_on", &format!("[hcloud_load_balancer_network.{of}]"));
         }
+        self.resource(block, &format!("{}__{kind}__{identifier}", balancer.id));
     }
-    out.push('"');
-    out
+
+    fn floating_ip(&mut self, floating: &FloatingIp) {
+        let mut block = Block::new("hcloud_floating_ip", &self.local(&floating.name));
+        block
+            .text("name", &floating.name)
+            .text("type", "ipv4")
+            .text("home_location", &floating.location)
+            .labels(&floating.labels);
+        // Whoever watches over it moves it to a worker that answers: Terraform must not take it back.
+        block.lifecycle("ignore_changes = [server_id]");
+        self.resource(block, &floating.id.to_string());
+    }
 }
 
 #[cfg(test)]
@@ -293,7 +285,9 @@ mod tests {
 
     use super::*;
     use crate::distribution::tests_support::{demo, noon};
-    use crate::ports::{FirewallRule, Network, PlacementGroup, PrivateAddress, Route, ServerStatus, SshKey, Subnet};
+    use crate::ports::{
+        FirewallRule, HealthCheck, Labels, Network, PlacementGroup, PrivateAddress, Route, ServerStatus, SshKey, Subnet,
+    };
 
     fn inventory() -> Inventory {
         let labels: Labels = [("hk-dr/cluster", "demo")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
@@ -342,15 +336,49 @@ mod tests {
             servers: Vec::new(),
             labels: labels.clone(),
         };
+        let floating = FloatingIp {
+            id: 51,
+            name: "demo-www".into(),
+            address: [203, 0, 113, 9].into(),
+            location: "nbg1".into(),
+            server: Some(12),
+            labels: labels.clone(),
+        };
         let group = PlacementGroup { id: 2, name: "demo-masters".into(), servers: vec![11], labels: labels.clone() };
         let key = SshKey { id: 3, name: "demo".into(), public_key: "ssh-ed25519 AAAA".into(), labels: labels.clone() };
         let value = serde_json::json!({
             "observed_at": noon(), "firewalls": [firewall], "servers": [server(11, "demo-m1"), server(12, "demo-w1")], "volumes": [volume],
             "network": network, "placement_group": group, "ssh_key": key, "foreign": [], "probes": {}, "silent": {},
             "api_ready": [], "ready_nodes": [], "quorum": false, "members": [], "etcd_serving": [], "mirrored": [],
-            "secrets_kept": false, "snapshots": [],
+            "secrets_kept": false, "snapshots": [], "balancers": [balancer("demo-ingress", 41)], "floating_ips": [floating],
         });
         serde_json::from_value(value).unwrap()
+    }
+
+    fn balancer(name: &str, id: u64) -> Balancer {
+        let check = HealthCheck { protocol: "tcp".into(), port: 443, interval: 3, timeout: 2, retries: 1 };
+        let service = BalancerService {
+            protocol: "tcp".into(),
+            listen_port: 443,
+            destination_port: 443,
+            proxy_protocol: false,
+            check,
+        };
+        Balancer {
+            id,
+            name: name.into(),
+            location: "nbg1".into(),
+            balancer_type: "lb11".into(),
+            public_ipv4: Some([203, 0, 113, 8].into()),
+            private: vec![PrivateAddress { network: 1, address: [10, 0, 0, 6].into() }],
+            services: vec![service],
+            targets: vec![
+                BalancerTarget::Selector { selector: "hk-dr/role==worker".into(), private: true },
+                BalancerTarget::Server { id: 12, private: true },
+                BalancerTarget::Address("198.51.100.7".into()),
+            ],
+            labels: Labels::new(),
+        }
     }
 
     #[test]
@@ -375,10 +403,17 @@ mod tests {
             "hcloud_network_route.to-10_244_21_0_24",
             "hcloud_volume.m1-etcd",
             "hcloud_volume_attachment.m1-etcd",
+            "hcloud_load_balancer.ingress",
+            "hcloud_load_balancer_network.ingress",
+            "hcloud_load_balancer_service.ingress-443",
+            "hcloud_load_balancer_target.ingress-2",
+            "hcloud_floating_ip.www",
         ] {
             assert!(resources.contains(wanted), "{wanted} is not in {resources:?}");
         }
-        for id in ["\"1-10.0.0.0/24\"", "\"11-1\"", "\"21\""] {
+        let balanced = ["\"41-1\"", "\"41__443\"", "\"41__server__12\"", "\"41__ip__198.51.100.7\""];
+        let others = ["\"1-10.0.0.0/24\"", "\"11-1\"", "\"21\"", "\"41__label_selector__hk-dr/role==worker\""];
+        for id in others.iter().chain(&balanced) {
             assert!(files["imports.tf"].contains(&format!("id = {id}")), "{id}");
         }
         for reference in files["cluster.tf"].split(|c: char| !(c.is_ascii_alphanumeric() || "._-".contains(c))) {
@@ -426,11 +461,5 @@ mod tests {
             let said = [output.stdout, output.stderr].map(|t| String::from_utf8_lossy(&t).into_owned()).join("");
             assert!(output.status.success(), "terraform {arguments:?}: {said}");
         }
-    }
-
-    #[test]
-    fn nothing_in_a_text_is_taken_for_an_expression() {
-        assert_eq!(quoted("a\"b\\c ${d} %{e} $f\n"), r#""a\"b\\c $${d} %%{e} $f\n""#);
-        assert_eq!(identifier("1-a.b"), "r1-a_b");
     }
 }

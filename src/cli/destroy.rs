@@ -5,7 +5,8 @@ use super::{CliError, Context, ExitKind};
 use crate::drawing::{Course, Wanted};
 use crate::plan::DestroyChoice;
 
-/// Delete the cluster's servers, network, placement group and SSH key. Volumes and backups stay unless told twice.
+/// Delete the cluster's servers, load balancers and floating IPs with their addresses, firewalls, network, placement group and
+/// SSH key. Volumes and backups stay unless told twice.
 #[derive(clap::Args)]
 pub struct Args {
     /// The cluster's name, instead of being asked for it.
