@@ -188,3 +188,13 @@ pub fn judge(settings: &BucketSettings) -> Vec<Probe> {
     };
     vec![versions, lock, checksums]
 }
+
+/// What follows from its being a directory.
+pub fn judge_directory() -> Probe {
+    probe(
+        "versions and object lock",
+        "a directory has none",
+        Verdict::Weak,
+        "what is overwritten or deleted is gone, unless its file system keeps snapshots: let it not be the only copy",
+    )
+}

@@ -39,7 +39,7 @@ pub use boot::{BootRequest, boot};
 pub use catalog::{BucketBackups, Catalog, Entry, Proof};
 pub use compact::{CompactRequest, compact};
 pub use copies::Copies;
-pub use doctor::{Probe, Verdict as DoctorVerdict, judge as judge_settings, try_out};
+pub use doctor::{Probe, Verdict as DoctorVerdict, judge as judge_settings, judge_directory, try_out};
 pub use fetch::{Fetched, fetch, fetch_at};
 pub use fields::{FieldChange, HIDDEN, field_changes};
 pub use isolated::{IsolatedApi, Programs};

@@ -7,17 +7,43 @@ use secrecy::ExposeSecret;
 use super::{CliError, Context};
 use crate::backup::{Copies, SignedStore};
 use crate::config::{Cluster, ObjectLockConfig, ObjectLockMode};
-use crate::ports::ObjectStore;
-use crate::s3::{AsOfStore, ObjectLock, S3Config, S3Store};
+use crate::ports::{ObjectStore, PortResult};
+use crate::s3::{AsOfStore, DirStore, ObjectLock, S3Config, S3Store};
 use crate::secrets::Secrets;
 use crate::sign::{SigningKey, Trust};
+
+/// A bucket as it is declared.
+#[derive(Clone)]
+pub enum Bucket {
+    S3(Arc<S3Store>),
+    /// A directory: a disk or a share.
+    Directory(Arc<DirStore>),
+}
+
+impl Bucket {
+    /// What can be done with either.
+    pub fn store(&self) -> Arc<dyn ObjectStore> {
+        match self {
+            Self::S3(store) => Arc::clone(store) as _,
+            Self::Directory(store) => Arc::clone(store) as _,
+        }
+    }
+
+    /// Makes it, if it is missing and is made by hk-dr: a directory is made by a person.
+    async fn ensure(&self) -> PortResult<()> {
+        match self {
+            Self::S3(store) => store.ensure_bucket().await.map(|_| ()),
+            Self::Directory(store) => store.there(),
+        }
+    }
+}
 
 /// All of them, and what everything else works with.
 pub struct Buckets {
     /// Behind signatures where cluster.yaml names keys, and all of them at once.
     pub store: Arc<dyn ObjectStore>,
     /// As they are, the home bucket first.
-    pub bare: Vec<Arc<S3Store>>,
+    pub bare: Vec<Bucket>,
     /// Set if there are several.
     copies: Option<Arc<Copies>>,
 }
@@ -32,34 +58,40 @@ impl Buckets {
         context: &Context,
     ) -> Result<Self, CliError> {
         let backup = &cluster.backup;
-        let mut bare = vec![Arc::new(S3Store::connect(&S3Config {
+        let mut bare = vec![Bucket::S3(Arc::new(S3Store::connect(&S3Config {
             endpoint: secrets.s3_endpoint().map(str::to_owned).or_else(|| backup.endpoint.clone()),
             region: backup.region.clone(),
             bucket: backup.bucket.clone(),
             access_key: secrets.s3_access_key()?.expose_secret().to_owned(),
             secret_key: secrets.s3_secret_key()?.clone(),
             lock: backup.object_lock.map(lock),
-        })?)];
+        })?))];
         for copy in &backup.copies {
+            if let Some(directory) = copy.directory() {
+                bare.push(Bucket::Directory(Arc::new(DirStore::given(directory))));
+                continue;
+            }
             let (access, secret) = secrets.copy_keys(&copy.name)?;
-            bare.push(Arc::new(S3Store::connect(&S3Config {
+            bare.push(Bucket::S3(Arc::new(S3Store::connect(&S3Config {
                 endpoint: copy.endpoint.clone(),
                 region: copy.region.clone(),
                 bucket: copy.bucket.clone(),
                 access_key: access.expose_secret().to_owned(),
                 secret_key: secret.clone(),
                 lock: copy.object_lock.map(lock),
-            })?));
+            })?)));
         }
         let accept = context.global.accept_unsigned;
-        let looked_at = |index: usize, store: &Arc<S3Store>| -> Arc<dyn ObjectStore> {
-            let Some(before) = context.global.as_of else { return Arc::clone(store) as _ };
+        let looked_at = |index: usize, bucket: &Bucket| -> Option<Arc<dyn ObjectStore>> {
+            let Some(before) = context.global.as_of else { return Some(bucket.store()) };
+            // A directory keeps no versions: its past is not known.
+            let Bucket::S3(store) = bucket else { return None };
             let own = context.state_dir().join("as-of").join(format!("{}-{index}-{before}", cluster.name));
-            Arc::new(AsOfStore::new(Arc::clone(store), before, Some(own)))
+            Some(Arc::new(AsOfStore::new(Arc::clone(store), before, Some(own))))
         };
         let mut stores: Vec<Arc<dyn ObjectStore>> = Vec::new();
-        for (index, store) in bare.iter().enumerate() {
-            stores.push(SignedStore::over(looked_at(index, store), trust, signer, accept));
+        for (index, bucket) in bare.iter().enumerate() {
+            stores.extend(looked_at(index, bucket).map(|store| SignedStore::over(store, trust, signer, accept)));
         }
         if stores.len() > 1 {
             let copies = Arc::new(Copies::new(stores));
@@ -73,8 +105,8 @@ impl Buckets {
         let mut made = 0;
         let mut failed = None;
         for bucket in &self.bare {
-            match bucket.ensure_bucket().await {
-                Ok(_) => made += 1,
+            match bucket.ensure().await {
+                Ok(()) => made += 1,
                 Err(e) => {
                     if self.copies.is_some() {
                         eprintln!("warning: {e}");

@@ -1,9 +1,9 @@
 use comfy_table::{ContentArrangement, Table, presets};
 
+use super::buckets::Bucket;
 use super::connect::connect;
 use super::{CliError, Context, ExitKind};
-use crate::backup::{DoctorVerdict, Probe, judge_settings, try_out};
-use crate::ports::ObjectStore;
+use crate::backup::{DoctorVerdict, Probe, judge_directory, judge_settings, try_out};
 
 /// Try out what each declared bucket really does, and say what follows. Exit code 2 if something is bad.
 #[derive(clap::Args)]
@@ -23,15 +23,23 @@ pub fn run(_: &Args, context: &Context) -> Result<(), CliError> {
     let mut reports = Vec::new();
     for bucket in &connected.buckets.bare {
         let nonce = format!("{:08x}", rand::random::<u32>());
+        let store = bucket.store();
         let (tried, settings) = context.block_on(async {
-            (try_out(bucket.as_ref(), cluster, &nonce).await, bucket.settings(cluster, &nonce).await)
+            let tried = try_out(store.as_ref(), cluster, &nonce).await;
+            match bucket {
+                Bucket::S3(store) => (tried, Some(store.settings(cluster, &nonce).await)),
+                Bucket::Directory(_) => (tried, None),
+            }
         });
         let (mut probes, problem) = match tried {
             Ok(probes) => (probes, None),
             Err(e) => (Vec::new(), Some(e.message)),
         };
-        probes.extend(judge_settings(&settings));
-        reports.push(Report { bucket: bucket.name(), probes, problem });
+        match settings {
+            Some(settings) => probes.extend(judge_settings(&settings)),
+            None => probes.push(judge_directory()),
+        }
+        reports.push(Report { bucket: store.name(), probes, problem });
     }
     if context.global.json {
         println!("{}", serde_json::json!(reports));

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use super::buckets::Bucket;
 use super::connect::connect;
 use super::{CliError, Context, ExitKind};
 use crate::backup::{MirrorRequest, mirror};
@@ -26,7 +27,7 @@ pub fn run(args: &Args, context: &Context) -> Result<(), CliError> {
         return Err(CliError::new(ExitKind::Usage, "cluster.yaml declares one bucket only")
             .hint("nothing was touched; `backup.copies` declares further ones"));
     }
-    let stores: Vec<Arc<dyn ObjectStore>> = bare.iter().map(|store| Arc::clone(store) as _).collect();
+    let stores: Vec<Arc<dyn ObjectStore>> = bare.iter().map(Bucket::store).collect();
     let trust = Trust::parse(&cluster.backup.signed_by)?;
     let (deep, dry_run) = (args.deep, args.dry_run);
     if !dry_run {

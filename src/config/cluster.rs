@@ -197,12 +197,21 @@ pub struct CopyConfig {
     pub bucket: String,
     #[serde(default = "default_region")]
     pub region: String,
-    /// S3 endpoint; none means AWS.
+    /// S3 endpoint; none means AWS. `file:///PATH`: the directory PATH/BUCKET, on a disk or a share; somebody must have made
+    /// it, and it needs no credentials.
     #[serde(default)]
     pub endpoint: Option<String>,
     /// As `backup.objectLock`, for this bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object_lock: Option<ObjectLockConfig>,
+}
+
+impl CopyConfig {
+    /// The directory that it is, if it is one.
+    pub fn directory(&self) -> Option<String> {
+        let path = self.endpoint.as_deref()?.strip_prefix("file://")?;
+        Some(format!("{}/{}", path.trim_end_matches('/'), self.bucket))
+    }
 }
 
 /// An S3 object lock, set on each object as it is written. The bucket must have been made with object lock, as hk-dr makes

@@ -404,6 +404,10 @@ impl Rules<'_> {
             }
         }
         for (index, copy) in copies.iter().enumerate() {
+            if copy.directory().is_some() && copy.object_lock.is_some() {
+                let hint = "take it out; a file system with snapshots of its own can do as much";
+                self.wrong(&format!("backup.copies.{index}.objectLock"), "a directory has no object lock", hint);
+            }
             let at = |field: &str| format!("backup.copies.{index}.{field}");
             if !is_label(&copy.name) || copies[..index].iter().any(|other| other.name == copy.name) {
                 let message = format!("`{}` can't be the name of a copy", copy.name);
@@ -413,8 +417,7 @@ impl Rules<'_> {
                 self.wrong(&at("bucket"), format!("`{}` can't be a bucket's name", copy.bucket), "as backup.bucket");
             }
             if let Some(endpoint) = &copy.endpoint
-                && !endpoint.starts_with("https://")
-                && !endpoint.starts_with("http://")
+                && !["https://", "http://", "file:///"].iter().any(|scheme| endpoint.starts_with(scheme))
             {
                 self.wrong(
                     &at("endpoint"),

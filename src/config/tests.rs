@@ -127,6 +127,14 @@ fn volumes_and_buckets_are_possible() {
     assert!(errors(&[("bucket: demo-backups", "bucket: Demo_Backups")]).contains("can't be a bucket's name"));
     let locked = |days: u32| format!("bucket: demo-backups\n  objectLock: {{mode: compliance, days: {days}}}");
     load(&DEMO.replace("bucket: demo-backups", &locked(35)), "cluster.yaml", &pinned()).unwrap();
+    let copy =
+        |rest: &str| format!("bucket: demo-backups\n  copies: [{{name: nas, bucket: demo, endpoint: \"{rest}}}]");
+    let shared =
+        load(&DEMO.replace("bucket: demo-backups", &copy("file:///mnt/nas/\"")), "cluster.yaml", &pinned()).unwrap();
+    assert_eq!(shared.backup.copies[0].directory().as_deref(), Some("/mnt/nas/demo"));
+    assert!(errors(&[("bucket: demo-backups", &copy("nas\""))]).contains("is not a URL"));
+    let locked_copy = copy("file:///mnt/nas\", objectLock: {mode: governance, days: 3}");
+    assert!(errors(&[("bucket: demo-backups", &locked_copy)]).contains("has no object lock"));
     assert!(errors(&[("bucket: demo-backups", &locked(40_000))]).contains("from 1 to 3650"));
 }
 

@@ -107,6 +107,26 @@ async fn directory_keeps_the_contract() {
     contract(&DirStore::open(dir.path()).unwrap()).await;
 }
 
+#[tokio::test]
+async fn a_share_that_is_not_mounted_is_a_bucket_that_is_away_and_nothing_is_made_in_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = DirStore::given(dir.path().join("share/demo"));
+    let away = [
+        store.put("demo/a", Bytes::from_static(b"x"), PutCondition::Any).await.map(|_| ()),
+        store.get("demo/a", 9).await.map(|_| ()),
+        store.head("demo/a").await.map(|_| ()),
+        store.list("demo/").await.map(|_| ()),
+        store.delete("demo/a").await,
+        store.upload("demo/a").await.map(|_| ()),
+    ];
+    for outcome in away {
+        assert_eq!(outcome.unwrap_err().code, ErrorCode::Unreachable);
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    std::fs::create_dir_all(dir.path().join("share/demo")).unwrap();
+    contract(&store).await;
+}
+
 /// A server for one test, and the directory it writes to.
 pub(crate) fn s3_server() -> (VersityGw, tempfile::TempDir) {
     let cache = std::env::var_os("HK_DR_CACHE").map(std::path::PathBuf::from);

@@ -20,6 +20,8 @@ const READ_BYTES: usize = 256 << 10;
 #[derive(Debug, Clone)]
 pub struct DirStore {
     root: PathBuf,
+    /// Somebody made it: while it is not there, it is a bucket that does not answer.
+    given: bool,
 }
 
 impl DirStore {
@@ -27,11 +29,27 @@ impl DirStore {
     pub fn open(root: impl Into<PathBuf>) -> PortResult<Self> {
         let root = root.into();
         fs::create_dir_all(root.join(".incoming")).map_err(|e| local(&root, "prepare the directory", &e))?;
-        Ok(Self { root })
+        Ok(Self { root, given: false })
+    }
+
+    /// A directory that somebody made, perhaps on a share. Nothing is made in its place where the share is not mounted: every
+    /// call fails then, with `Unreachable`.
+    pub fn given(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), given: true }
+    }
+
+    /// Whether it can be used now.
+    pub fn there(&self) -> PortResult<()> {
+        if !self.given || self.root.is_dir() {
+            return Ok(());
+        }
+        Err(PortError::new(ErrorCode::Unreachable, format!("directory {} is not there", self.root.display()))
+            .hint("mount what it lies on; a new one is made by hand: mkdir -m 0700, there and nowhere else"))
     }
 
     fn path(&self, key: &str) -> PortResult<PathBuf> {
         check_key(key)?;
+        self.there()?;
         if key.split('/').any(|segment| segment.starts_with('.')) {
             return Err(PortError::new(ErrorCode::Invalid, format!("{key:?}: no part of a key may begin with a dot")));
         }
@@ -39,8 +57,13 @@ impl DirStore {
     }
 
     fn incoming(&self) -> PortResult<NamedTempFile> {
+        let incoming = self.root.join(".incoming");
+        match fs::create_dir(&incoming) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(local(&incoming, "prepare", &e)),
+            _ => {}
+        }
         // tempfile makes files with mode 0600.
-        NamedTempFile::new_in(self.root.join(".incoming")).map_err(|e| local(&self.root, "make a file", &e))
+        NamedTempFile::new_in(incoming).map_err(|e| local(&self.root, "make a file", &e))
     }
 
     /// Moves a finished file to its key if the condition holds; under the lock, so that nobody comes in between.
@@ -201,6 +224,7 @@ impl ObjectStore for DirStore {
     async fn list(&self, prefix: &str) -> PortResult<Vec<ObjectInfo>> {
         let prefix = prefix.to_owned();
         self.blocking(move |store| {
+            store.there()?;
             let mut found = Vec::new();
             let mut directories = vec![store.root.clone()];
             while let Some(directory) = directories.pop() {

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use etcd_client::{Client, CompactionOptions, DeleteOptions, GetOptions, PutOptions, Txn, TxnOp};
@@ -17,6 +17,14 @@ use crate::backup::materialize::{Change, Logged, UNKNOWN_TTL_SECONDS, materializ
 use crate::bolt::tests::binary;
 use crate::bolt::{Backend, Revision, decode, encode, revision};
 use crate::ports::{ErrorCode, Etcd, KeyValue, PortResult, WatchNews};
+
+/// The pinned etcd, or another version: HK_DR_TEST_ETCD names a directory with `etcd` and `etcdutl`.
+fn program(name: &str) -> PathBuf {
+    match std::env::var_os("HK_DR_TEST_ETCD") {
+        Some(dir) => Path::new(&dir).join(name),
+        None => binary(&format!("{name}-3.6.16")),
+    }
+}
 
 /// What etcd said at a revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,13 +53,13 @@ pub async fn save(etcd: &LocalEtcd, path: &Path) {
 
 /// Stock etcdutl finds nothing wrong with the file and restores it, and stock etcd starts over it.
 pub async fn restored(file: &Path, dir: &Path) -> LocalEtcd {
-    let etcdutl = binary("etcdutl-3.6.16");
+    let etcdutl = program("etcdutl");
     // Walks every page, as bbolt's own check does.
     let status = Command::new(&etcdutl).args(["snapshot", "status", "-w", "json"]).arg(file).output().unwrap();
     assert!(status.status.success(), "{status:?}");
     let made = Command::new(&etcdutl).args(["snapshot", "restore", "--data-dir"]).arg(dir).arg(file).output().unwrap();
     assert!(made.status.success(), "{made:?}");
-    LocalEtcd::start(&binary("etcd-3.6.16"), dir, &["--force-new-cluster"]).await.unwrap()
+    LocalEtcd::start(&program("etcd"), dir, &["--force-new-cluster"]).await.unwrap()
 }
 
 /// Random changes; each call is at least one revision, unless it finds nothing to do.
@@ -193,7 +201,7 @@ async fn compare(base: &Path, log: &[PortResult<Logged>], said: &Said, dir: &Pat
 async fn whole_story(seed: u64) {
     println!("seed {seed}");
     let dir = tempfile::Builder::new().prefix("mat-oracle-").tempdir().unwrap();
-    let etcd = LocalEtcd::start(&binary("etcd-3.6.16"), &dir.path().join("live"), &[]).await.unwrap();
+    let etcd = LocalEtcd::start(&program("etcd"), &dir.path().join("live"), &[]).await.unwrap();
     let mut work = Workload::new(&etcd, seed).await;
     for round in 0..4 {
         for _ in 0..30 {
@@ -262,7 +270,7 @@ async fn any_revision_is_what_etcd_held_then() {
 #[tokio::test(flavor = "multi_thread")]
 async fn large_values_and_leases_that_are_gone_come_back() {
     let dir = tempfile::Builder::new().prefix("mat-oracle-").tempdir().unwrap();
-    let etcd = LocalEtcd::start(&binary("etcd-3.6.16"), &dir.path().join("live"), &[]).await.unwrap();
+    let etcd = LocalEtcd::start(&program("etcd"), &dir.path().join("live"), &[]).await.unwrap();
     let mut client = Client::connect([etcd.url()], None).await.unwrap();
     let large: Vec<u8> = (0..1_500_000u32).map(|n| (n * 7 % 251) as u8).collect();
     for n in 0..5 {

@@ -141,7 +141,7 @@ fn adopt_all(context: &Context, dry_run: bool, yes: bool) -> Result<(), CliError
         context.block_on(async {
             let mut all = Adopted::default();
             for bucket in &connected.buckets.bare {
-                let one = adopt(bucket.as_ref(), &cluster.name, &trust, signer, dry_run).await?;
+                let one = adopt(bucket.store().as_ref(), &cluster.name, &trust, signer, dry_run).await?;
                 all.signed.extend(one.signed);
                 all.already += one.already;
                 all.refused.extend(one.refused);
