@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -17,6 +19,9 @@ use crate::ports::{ErrorCode, PortError, PortResult};
 /// Time to live of a lease of which nothing is known but that a key refers to it, in seconds: long enough that a cluster
 /// is up again before the key goes, short enough that it does go. Kubernetes' events live as long.
 pub const UNKNOWN_TTL_SECONDS: i64 = 3600;
+
+/// How long what was written may stay in memory while more is written.
+const WRITE_BEHIND: Duration = Duration::from_millis(200);
 
 /// One change out of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -239,10 +244,30 @@ pub fn place<T>(path: &Path, write: impl FnOnce(File) -> PortResult<T>) -> PortR
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Removed by itself if anything fails below; made with mode 0600.
     let mut temporary = tempfile::Builder::new().prefix(".hk-dr-").tempfile_in(directory).map_err(|e| local(&e))?;
-    let written = write(temporary.as_file().try_clone().map_err(|e| local(&e))?)?;
-    temporary.flush().and_then(|()| temporary.as_file().sync_all()).map_err(|e| local(&e))?;
+    let out = temporary.as_file().try_clone().map_err(|e| local(&e))?;
+    let (written, synced) = write_behind(temporary.as_file(), || write(out));
+    let written = written?;
+    synced.and_then(|()| temporary.flush()).and_then(|()| temporary.as_file().sync_all()).map_err(|e| local(&e))?;
     temporary.persist_noclobber(path).map_err(|e| local(&e.error))?;
     Ok(written)
+}
+
+/// Lets a file go to the disk while it is written, so that little is left to wait for at its end. The kernel tells an error of
+/// the disk once for an open file, so what was told here must count.
+fn write_behind<T>(file: &File, write: impl FnOnce() -> T) -> (T, io::Result<()>) {
+    std::thread::scope(|scope| {
+        let (ended, end) = mpsc::channel::<()>();
+        let syncing = scope.spawn(move || {
+            while end.recv_timeout(WRITE_BEHIND) == Err(mpsc::RecvTimeoutError::Timeout) {
+                file.sync_data()?;
+            }
+            Ok(())
+        });
+        let written = write();
+        drop(ended);
+        let died = || Err(io::Error::other("the thread that syncs died"));
+        (written, syncing.join().unwrap_or_else(|_| died()))
+    })
 }
 
 /// What is to be written must not be there.

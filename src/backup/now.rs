@@ -1,5 +1,6 @@
 //! A snapshot of the cluster as it is declared and running now.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ pub struct Source {
     pub recipients: Recipients,
     pub vault: Arc<dyn Vault>,
     pub clock: Arc<dyn Clock>,
+    /// Bytes that are read from etcd in a second, at most; `None`: as fast as it goes.
+    pub bytes_per_second: Option<NonZeroU64>,
     /// Where plain files lie unlinked while a snapshot is read back.
     pub scratch: PathBuf,
 }
@@ -53,6 +56,7 @@ impl Source {
             git_commit: self.git_commit.clone(),
             clock: self.clock.as_ref(),
             compression: Compression::default(),
+            bytes_per_second: self.bytes_per_second,
             progress,
         })
         .await

@@ -1,3 +1,4 @@
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -5,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::agree::{Agreement, agree};
@@ -41,6 +43,8 @@ pub struct TakeRequest<'a> {
     pub git_commit: Option<String>,
     pub clock: &'a dyn Clock,
     pub compression: Compression,
+    /// Bytes that are read from etcd in a second, at most. `None`: as fast as it goes, which its writes notice.
+    pub bytes_per_second: Option<NonZeroU64>,
     pub progress: &'a Arc<Progress>,
 }
 
@@ -183,7 +187,8 @@ async fn stream(
 
     // A task of its own shares a thread with the connection it reads from: waking it costs nothing, whereas waking this
     // one costs a context switch for each of the stream's messages (docs/DECISIONS.md).
-    let receiving = receive(member.clone(), source, to_inspect, Arc::clone(request.progress));
+    let pace = request.bytes_per_second.map(Pace::begin);
+    let receiving = receive(member.clone(), source, to_inspect, pace, Arc::clone(request.progress));
     let receiving = AbortOnDropHandle::new(tokio::spawn(receiving));
     let (received, sent) = tokio::join!(receiving, send(from_seal, upload, request.progress));
     // A stage that stops drops its ends of the queues, so its neighbours stop too: both tasks end by themselves.
@@ -195,10 +200,33 @@ async fn stream(
     Ok((inspected?, sealed?))
 }
 
+/// Holds a stream back: what is not asked for stays behind HTTP/2's window, and etcd reads no more of its file.
+struct Pace {
+    begun: Instant,
+    bytes_per_second: NonZeroU64,
+}
+
+impl Pace {
+    fn begin(bytes_per_second: NonZeroU64) -> Self {
+        Self { begun: Instant::now(), bytes_per_second }
+    }
+
+    /// Waits until so many bytes may have come.
+    async fn keep(&self, bytes: u64) {
+        tokio::time::sleep_until(self.begun + self.due(bytes)).await;
+    }
+
+    /// How long after the beginning so many bytes may have come.
+    fn due(&self, bytes: u64) -> Duration {
+        Duration::from_secs_f64(bytes as f64 / self.bytes_per_second.get() as f64)
+    }
+}
+
 async fn receive(
     member: String,
     mut source: ByteStream,
     to_inspect: mpsc::Sender<Vec<Bytes>>,
+    pace: Option<Pace>,
     progress: Arc<Progress>,
 ) -> PortResult<()> {
     let mut batch = Vec::with_capacity(BATCH);
@@ -225,6 +253,9 @@ async fn receive(
                 progress.read_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
                 batch.push(chunk);
                 if batch.len() == BATCH {
+                    if let Some(pace) = &pace {
+                        pace.keep(progress.read_bytes()).await;
+                    }
                     let full = std::mem::replace(&mut batch, Vec::with_capacity(BATCH));
                     if to_inspect.send(full).await.is_err() {
                         // The next stage stopped and says why.
@@ -243,4 +274,21 @@ async fn send(mut from_seal: mpsc::Receiver<Bytes>, upload: &mut dyn Upload, pro
         progress.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pace_holds_back_what_comes_too_soon_and_nothing_else() {
+        let begun = Instant::now();
+        let pace = Pace::begin(NonZeroU64::new(25_000_000).unwrap());
+        pace.keep(5_000_000).await;
+        assert_eq!(begun.elapsed().as_millis(), 200, "a fifth of a second's bytes");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let late = Instant::now();
+        pace.keep(10_000_000).await;
+        assert!(late.elapsed() < Duration::from_millis(2), "etcd was slower than the pace");
+    }
 }

@@ -6,6 +6,8 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use sha2::{Digest, Sha256};
 
@@ -15,6 +17,8 @@ use super::page::{BRANCH, FREELIST, HEADER, LEAF};
 
 /// Written at once.
 const BUFFER_BYTES: usize = 1 << 20;
+/// Of them, how many wait to be written.
+const BUFFERS: usize = 2;
 /// A leaf of values larger than a page is filled up to here, so that little of its last page stays empty.
 const LEAF_BYTES_MAX: usize = 16 << 10;
 /// Where the freelist lies, and the first page behind it.
@@ -50,8 +54,9 @@ impl Writer {
             return Err(BoltError::Misuse(format!("{page_size} is no page size")));
         }
         let page_size = page_size as usize;
-        let pages =
-            Pages { file, page_size, next: FIRST_PAGE, buffer: Vec::new(), flushed: FIRST_PAGE * page_size as u64 };
+        let behind = Behind::begin(file.try_clone().map_err(BoltError::Write)?);
+        let flushed = FIRST_PAGE * page_size as u64;
+        let pages = Pages { file, behind, page_size, next: FIRST_PAGE, buffer: Vec::new(), flushed };
         Ok(Self { pages, bucket: None, buckets: Vec::new() })
     }
 
@@ -99,7 +104,7 @@ impl Writer {
             return Err(BoltError::Misuse("a file without buckets".to_owned()));
         }
         let root = root.finish(&mut self.pages)?;
-        let Pages { file, page_size, next, .. } = self.pages.flush()?;
+        let (file, page_size, next) = self.pages.flush()?;
         let freelist = header(FREELIST_PAGE, FREELIST, 0, 0);
         write_page(&file, page_size, FREELIST_PAGE, &freelist)?;
         for page in [0, 1] {
@@ -165,6 +170,7 @@ fn header(id: u64, flags: u16, count: u16, overflow: u32) -> Vec<u8> {
 /// Pages in file order.
 struct Pages {
     file: File,
+    behind: Behind,
     page_size: usize,
     /// Number of the next page.
     next: u64,
@@ -178,11 +184,11 @@ impl Pages {
     fn append(&mut self, node: &Node, flags: u16) -> Result<u64, BoltError> {
         let id = self.next;
         let pages = node.bytes().div_ceil(self.page_size);
-        self.buffer.extend_from_slice(&node.page(flags, id, pages * self.page_size));
         // The overflow is known only with the size of a page.
         let overflow =
             u32::try_from(pages - 1).map_err(|_| BoltError::TooLarge(format!("an entry of {} bytes", node.bytes())))?;
-        let at = self.buffer.len() - pages * self.page_size;
+        let at = self.buffer.len();
+        node.append_page(&mut self.buffer, flags, id, pages * self.page_size);
         self.buffer[at + 12..at + 16].copy_from_slice(&overflow.to_le_bytes());
         self.next += pages as u64;
         if self.buffer.len() >= BUFFER_BYTES {
@@ -192,16 +198,54 @@ impl Pages {
     }
 
     fn write(&mut self) -> Result<(), BoltError> {
-        self.file.write_all_at(&self.buffer, self.flushed).map_err(BoltError::Write)?;
-        self.flushed += self.buffer.len() as u64;
-        self.buffer.clear();
+        let bytes = self.buffer.len();
+        let buffer = std::mem::replace(&mut self.buffer, Vec::with_capacity(bytes));
+        if self.behind.to_write.send((buffer, self.flushed)).is_err() {
+            return Err(self.behind.failed());
+        }
+        self.flushed += bytes as u64;
         Ok(())
     }
 
-    fn flush(mut self) -> Result<Self, BoltError> {
+    /// The file, the size of its pages, and how many there are.
+    fn flush(mut self) -> Result<(File, usize, u64), BoltError> {
         self.write()?;
-        Ok(self)
+        self.behind.finish()?;
+        Ok((self.file, self.page_size, self.next))
     }
+}
+
+/// A thread that writes while the next pages are filled.
+struct Behind {
+    to_write: SyncSender<(Vec<u8>, u64)>,
+    /// None once it was joined.
+    thread: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+impl Behind {
+    fn begin(file: File) -> Self {
+        let (to_write, buffers) = sync_channel::<(Vec<u8>, u64)>(BUFFERS);
+        let write = move || buffers.iter().try_for_each(|(buffer, at)| file.write_all_at(&buffer, at));
+        Self { to_write, thread: Some(std::thread::spawn(write)) }
+    }
+
+    /// Waits until all is written.
+    fn finish(self) -> Result<(), BoltError> {
+        let Self { to_write, thread } = self;
+        drop(to_write);
+        join(thread).map_err(BoltError::Write)
+    }
+
+    /// Why it takes no more.
+    fn failed(&mut self) -> BoltError {
+        let why = join(self.thread.take()).err();
+        BoltError::Write(why.unwrap_or_else(|| std::io::Error::other("a write before this one failed")))
+    }
+}
+
+fn join(thread: Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result<()> {
+    let Some(thread) = thread else { return Err(std::io::Error::other("a write before this one failed")) };
+    thread.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread that writes died")))
 }
 
 /// The right edge of a bucket's tree: leaves at 0, the root last.
@@ -222,8 +266,12 @@ impl Tree {
         self.last_key.extend_from_slice(key);
         let leaf = &mut self.levels[0];
         if leaf.is_full_for(key.len() + value.len(), pages.page_size) {
-            let full = std::mem::take(leaf);
+            let mut full = std::mem::take(leaf);
             self.close(pages, 0, &full)?;
+            // Its memory serves the next leaf.
+            full.heads.clear();
+            full.data.clear();
+            self.levels[0] = full;
         }
         self.levels[0].push(key, value, flags)
     }
@@ -319,9 +367,16 @@ impl Node {
 
     /// The page's bytes, filled up with zeros to a size.
     fn page(&self, flags: u16, id: u64, size: usize) -> Vec<u8> {
+        let mut page = Vec::with_capacity(size);
+        self.append_page(&mut page, flags, id, size);
+        page
+    }
+
+    /// The same behind what a buffer holds.
+    fn append_page(&self, page: &mut Vec<u8>, flags: u16, id: u64, size: usize) {
         // `push` is never called on a node with as many elements as the count can't hold.
         let count = u16::try_from(self.heads.len()).unwrap_or(u16::MAX);
-        let mut page = Vec::with_capacity(size);
+        let end = page.len() + size;
         page.extend_from_slice(&header(id, flags, count, 0));
         for (index, head) in self.heads.iter().enumerate() {
             let position = (self.heads.len() - index) * HEADER + head.at;
@@ -338,8 +393,7 @@ impl Node {
             }
         }
         page.extend_from_slice(&self.data);
-        page.resize(size.max(page.len()), 0);
-        page
+        page.resize(end.max(page.len()), 0);
     }
 }
 

@@ -1,4 +1,5 @@
 use std::net::Ipv4Addr;
+use std::num::{NonZeroU32, NonZeroU64};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -186,6 +187,24 @@ pub struct BackupConfig {
     /// What `hk-dr snapshot prune` keeps.
     #[serde(default)]
     pub retention: RetentionConfig,
+    /// The most that the service and plans read from a member in a second for a snapshot, in MB (10⁶ bytes), so that the cluster's writes
+    /// hardly notice. `hk-dr snapshot` reads as fast as it can unless told otherwise.
+    #[serde(default = "default_megabytes_per_second")]
+    pub megabytes_per_second: NonZeroU32,
+}
+
+impl BackupConfig {
+    /// The same in bytes.
+    pub fn bytes_per_second(&self) -> NonZeroU64 {
+        NonZeroU64::from(self.megabytes_per_second).saturating_mul(BYTES_PER_MB)
+    }
+}
+
+/// Bytes of a megabyte, as disks and networks count them.
+pub const BYTES_PER_MB: NonZeroU64 = NonZeroU64::new(1_000_000).expect("it is not zero");
+
+fn default_megabytes_per_second() -> NonZeroU32 {
+    const { NonZeroU32::new(25).expect("it is not zero") }
 }
 
 /// A further bucket.

@@ -43,6 +43,7 @@ impl Bucket {
             git_commit: None,
             clock: &self.clock,
             compression: Compression::default(),
+            bytes_per_second: None,
             progress: &Arc::default(),
         })
         .await

@@ -72,6 +72,7 @@ impl NewBase for Takes {
             git_commit: None,
             clock: &SystemClock,
             compression: Compression::default(),
+            bytes_per_second: None,
             progress: &Arc::new(Progress::default()),
         })
         .await

@@ -1,6 +1,7 @@
 //! A snapshot of a database of 1.5 GB: hk-dr's one pass against the stock tools one after the other, same run, same
 //! servers, and the memory it takes.
 
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use super::{Bench, Goal};
 use crate::backup::local_etcd::LocalEtcd;
 use crate::backup::{Compression, Recipients, TakeRequest, take};
 use crate::cli::{CliError, Context, ExitKind};
+use crate::config::BYTES_PER_MB;
 use crate::etcd::EtcdClient;
 use crate::ports::{ObjectStore, PutCondition, RecoverySet, SystemClock};
 use crate::s3::versitygw::{self, VersityGw, pinned_binary};
@@ -162,6 +164,8 @@ pub struct OnceArgs {
     s3: String,
     #[arg(long)]
     recipients: std::path::PathBuf,
+    #[arg(long)]
+    megabytes_per_second: Option<NonZeroU32>,
 }
 
 /// Takes one snapshot and prints what it took.
@@ -182,6 +186,7 @@ pub fn once(args: &OnceArgs, context: &Context) -> Result<(), CliError> {
             git_commit: None,
             clock: &SystemClock,
             compression: Compression::default(),
+            bytes_per_second: args.megabytes_per_second.map(|mb| NonZeroU64::from(mb).saturating_mul(BYTES_PER_MB)),
             progress: &Arc::default(),
         })
         .await

@@ -1,3 +1,4 @@
+use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use crate::backup::{Identities, Progress, Taken, verify};
 use crate::cli::connect::{Connected, connect};
 use crate::cli::members::etcd_of;
 use crate::cli::{CliError, Context};
+use crate::config::BYTES_PER_MB;
 use crate::ports::PortResult;
 
 /// How.
@@ -16,10 +18,16 @@ pub(super) struct Args {
     /// Don't read it back. It stays unproven until `hk-dr snapshot verify` does.
     #[arg(long)]
     no_verify: bool,
+    /// Read at most so many MB (10⁶ bytes) a second from the member, so that the cluster's writes notice less. Default: as fast
+    /// as it goes.
+    #[arg(long, value_name = "MB")]
+    megabytes_per_second: Option<NonZeroU32>,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
-    let connected = connect(context)?;
+    let mut connected = connect(context)?;
+    connected.source.bytes_per_second =
+        args.megabytes_per_second.map(|mb| NonZeroU64::from(mb).saturating_mul(BYTES_PER_MB));
     let progress = Arc::default();
     let taken = context.block_on(async {
         let show = show_progress(context, &progress);
