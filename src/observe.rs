@@ -10,11 +10,17 @@ use crate::config::Cluster;
 use crate::distribution::server_name;
 use crate::distribution::upstream::Role;
 use crate::plan::{Inventory, NAME_LABEL, ROLE_LABEL, balancer_names, floating_ip_name};
-use crate::ports::{Collection, ErrorCode, EtcdEndpoint, NodeProbe, PortResult, SnapshotInfo};
+use crate::ports::{Collection, ErrorCode, Etcd, EtcdEndpoint, NodeProbe, PortResult, SnapshotInfo};
 use crate::steps::{ServerOutput, World};
 
 /// How long one machine may take to answer before it counts as silent.
 const PROBE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Between two reads that need a majority.
+const QUORUM_PAUSE: Duration = Duration::from_millis(700);
+
+/// Begins what etcd itself answers, such as that its leader changed, in contrast to what connections say.
+const SAYS_ETCD: &str = "etcdserver: ";
 
 /// What is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,8 +188,8 @@ async fn look_at_etcd(world: &World, inventory: &mut Inventory) {
     let reads = running.iter().map(|endpoint| {
         let etcd = &etcd;
         async move {
-            let read = tokio::time::timeout(PROBE_WITHIN, etcd.get(&endpoint.name, b"hk-dr-quorum"));
-            matches!(read.await, Ok(Ok(_))).then_some(endpoint)
+            let serves = tokio::time::timeout(PROBE_WITHIN, serves(etcd.as_ref(), &endpoint.name));
+            serves.await.unwrap_or(false).then_some(endpoint)
         }
     });
     let serving: Vec<&EtcdEndpoint> = futures::future::join_all(reads).await.into_iter().flatten().collect();
@@ -195,6 +201,22 @@ async fn look_at_etcd(world: &World, inventory: &mut Inventory) {
             return;
         }
     }
+}
+
+/// Whether a member answers a read that needs a majority. One that is there and says itself why not, as during the election of a
+/// leader, is asked again: it is no lost member.
+async fn serves(etcd: &dyn Etcd, member: &str) -> bool {
+    for pause in [Some(QUORUM_PAUSE), Some(2 * QUORUM_PAUSE), None] {
+        match etcd.get(member, b"hk-dr-quorum").await {
+            Ok(_) => return true,
+            Err(refused) if refused.message.contains(SAYS_ETCD) => {}
+            Err(_) => return false,
+        }
+        if let Some(pause) = pause {
+            tokio::time::sleep(pause).await;
+        }
+    }
+    false
 }
 
 async fn look_at_kubernetes(world: &World, inventory: &mut Inventory) {
