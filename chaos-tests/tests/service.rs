@@ -10,6 +10,8 @@ use serde_json::Value;
 
 #[path = "service/unit.rs"]
 mod unit;
+#[path = "service/volumes.rs"]
+mod volumes;
 
 const DEMO: &str = include_str!("../../examples/demo/cluster.yaml");
 const POLICY: &str = "apiVersion: hk-dr/v1
@@ -322,6 +324,12 @@ fn policies_are_run_whatever_is_lost() {
     {
         succeeded(&lab.hk_dr(args), &args.join(" "));
     }
+}
+
+#[test]
+#[ignore = "waits for minutes that cron names: cargo test -p chaos-tests --test service -- --ignored --nocapture"]
+fn volumes_are_backed_up_proven_and_pruned_by_policies() {
+    volumes::by_policies(&Lab::up("volumes"));
 }
 
 #[test]

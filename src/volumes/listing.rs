@@ -90,7 +90,7 @@ fn mode_of(go: u32) -> u32 {
     (go & 0o777) | special.into_iter().filter(|(bit, _)| go & (1 << bit) != 0).map(|(_, mode)| mode).sum::<u32>()
 }
 
-/// In what they differ. Owners can be given back by root only.
+/// In what they differ. Owners, and the bits that act in their name, can be given back by root only.
 fn difference(listed: &Listed, found: &Found, as_root: bool) -> Option<String> {
     let path = &listed.path;
     if listed.kind != found.kind {
@@ -102,9 +102,11 @@ fn difference(listed: &Listed, found: &Found, as_root: bool) -> Option<String> {
     if as_root && (listed.uid, listed.gid) != (found.uid, found.gid) {
         return Some(format!("{path} belongs to {}:{}, it did to {}:{}", found.uid, found.gid, listed.uid, listed.gid));
     }
-    let mode = mode_of(listed.mode);
-    if listed.kind != "symlink" && mode != found.mode {
-        return Some(format!("{path} has mode {:o}, it had {mode:o}", found.mode));
+    let (was, is) = (mode_of(listed.mode), found.mode);
+    // Where the bits above the permissions may not be set, the whole mode is not.
+    let settable = as_root || was & 0o7000 == 0;
+    if listed.kind != "symlink" && settable && was != is {
+        return Some(format!("{path} has mode {is:o}, it had {was:o}"));
     }
     // Whole seconds: not every file system keeps more, and a fraction before 1970 is rounded the other way.
     match listed.mtime {
@@ -208,7 +210,9 @@ mod tests {
         assert!(differs(Found { uid: 0, ..found.clone() }).contains("belongs to 0:34"));
         assert!(differs(Found { mode: 0o750, ..found.clone() }).contains("mode 750, it had 2750"));
         assert!(differs(Found { mtime: 981_169_600, ..found.clone() }).contains("is of 981169600"));
-        assert_eq!(difference(&listed, &Found { uid: 0, ..found.clone() }, false), None);
+        assert_eq!(difference(&listed, &Found { uid: 0, mode: 0o750, ..found.clone() }, false), None);
+        let plain = Listed { mode: 0o750, ..listed.clone() };
+        assert!(difference(&plain, &Found { mode: 0o700, ..found.clone() }, false).is_some());
         let file = Listed { kind: "file".into(), size: 7, ..listed };
         let shorter = Found { kind: "file", size: 6, ..found };
         assert_eq!(difference(&file, &shorter, true).unwrap(), "/mnt/d has 6 bytes, it had 7");

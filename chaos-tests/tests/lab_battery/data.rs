@@ -35,7 +35,22 @@ pub fn volume_in_another_location(lab: &Lab) {
     succeeded(&ssh(lab, "w1", &fill), "a volume with files");
     let file = lab.path("git/cluster.yaml");
     let before = std::fs::read_to_string(&file).expect("cluster.yaml");
-    std::fs::write(&file, format!("{before}{DECLARED}")).expect("written");
+    // A directory holds the same as the bucket.
+    let disk = lab.path("disk");
+    std::fs::create_dir_all(format!("{disk}/demo")).expect("a directory");
+    let copies = format!("backup:\n  copies: [{{name: disk, bucket: demo, endpoint: \"file://{disk}\"}}]\n");
+    assert!(before.contains("backup:\n"), "{before}");
+    std::fs::write(&file, format!("{}{DECLARED}", before.replacen("backup:\n", &copies, 1))).expect("written");
+    let mirrored = lab.operator(&["mirror", "--json"], None);
+    succeeded(&mirrored, "mirror");
+    let mirrored = answer(&mirrored);
+    assert!(
+        mirrored["copied"].as_array().is_some_and(|c| !c.is_empty()) && mirrored["unresolved"] == json!([]),
+        "{mirrored}"
+    );
+    let doctor = lab.operator(&["doctor", "--json"], None);
+    succeeded(&doctor, "doctor");
+    assert!(answer(&doctor)[1]["bucket"].as_str().is_some_and(|name| name.starts_with("directory ")), "{doctor:?}");
 
     let made = lab.operator(&["volume", "backup", "--json"], None);
     succeeded(&made, "volume backup");
@@ -48,6 +63,8 @@ pub fn volume_in_another_location(lab: &Lab) {
     assert_eq!(listed[0]["checked"]["level"], "read", "{listed}");
     refused(&lab.operator(&["volume", "restore", "shop", "--server", "w1", "--mounted"], None), 3, &["not empty"]);
 
+    let id = listed[0]["id"].as_str().expect("an id");
+    assert!(std::path::Path::new(&format!("{disk}/demo/demo/volumes/backups/{id}/manifest.json")).exists());
     let back = lab.operator(&["volume", "restore", "shop", "--server", "m1", "--json"], None);
     succeeded(&back, "volume restore");
     let listing = |server: &str| {

@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use super::{Lab, hk_dr, succeeded, until};
 
-const UNIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/hk-dr.service");
+pub(super) const UNIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/hk-dr.service");
 const MACHINE: &[&str] = &["demo-w1"];
 
 impl Lab {
     /// Puts a file onto the machine.
-    fn install(&self, from: &str, to: &str, mode: &str) {
+    pub(super) fn install(&self, from: &str, to: &str, mode: &str) {
         let script = format!("mkdir -p $(dirname {to}) && cat > {to} && chmod {mode} {to}");
         let file = File::open(from).unwrap_or_else(|e| panic!("{from}: {e}"));
         let output = self.at(MACHINE).args(["sh", "-c", &script]).stdin(Stdio::from(file)).output();
         succeeded(&output.expect("hk-dr starts"), to);
     }
 
-    fn on_machine(&self, script: &str) -> String {
+    pub(super) fn on_machine(&self, script: &str) -> String {
         succeeded(&self.shell(MACHINE, script), script)
     }
 }
