@@ -5,14 +5,20 @@ use std::sync::Arc;
 
 use crate::distribution::server_name;
 use crate::distribution::upstream::{Role, config_digest, needed, vpn_digest};
+use crate::drill::{Evidence, Verdict};
 use crate::observe::{Depth, observe};
 use crate::plan::{
     AbortChoice, Basis, BesideProduction, DestroyChoice, Drift, Inventory, LINEAGE_LABEL, Plan, PlanError, Purpose,
     RebuildChoice, RunbookChoice, WorkersChoice, copied, drift, plan_abort, plan_build, plan_build_with,
     plan_certificates, plan_copy, plan_destroy, plan_rebuild, plan_runbook, plan_ssh_rotation, works_on_copy,
 };
-use crate::ports::{ErrorCode, PortError, PortResult};
+use crate::ports::{ErrorCode, ObjectStore, PortError, PortResult};
 use crate::steps::World;
+
+/// Pieces of evidence that are read in search of a runbook's last runs, their size, and runs that count.
+const EVIDENCE_LOOKED_AT: usize = 100;
+const EVIDENCE_BYTES_MAX: u64 = 8 << 20;
+const OUTAGES_MAX: usize = 5;
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -97,6 +103,12 @@ pub async fn draw_plan(
         ) => existing.unwrap_or_else(|| plan_id.to_owned()),
         (None, Wanted::Rebuild(_) | Wanted::Destroy(_)) => plan_id.to_owned(),
     };
+    let outages = match wanted {
+        Wanted::Runbook(choice) if choice.runbook.guards.maximum_outage_seconds.is_some() => {
+            measured_outages(world.store.as_ref(), &world.cluster.name, &choice.runbook.name).await?
+        }
+        _ => Vec::new(),
+    };
     let basis = Basis {
         cluster: &world.cluster,
         inventory: &inventory,
@@ -109,6 +121,7 @@ pub async fn draw_plan(
         now: world.clock.now(),
         unavailable: &course.unavailable,
         copy_of: None,
+        outages: &outages,
     };
     Ok(match wanted {
         Wanted::Build => plan_build(&basis)?,
@@ -160,6 +173,7 @@ fn with_bare_basis<T>(
         now: world.clock.now(),
         unavailable: &BTreeSet::new(),
         copy_of: None,
+        outages: &[],
     })
 }
 
@@ -214,6 +228,7 @@ async fn draw_copy(
         now: world.clock.now(),
         unavailable: &course.unavailable,
         copy_of: Some(&world.cluster.name),
+        outages: &[],
     };
     let production = BesideProduction {
         cluster: &world.cluster,
@@ -221,6 +236,29 @@ async fn draw_copy(
         prices: prices.as_ref(),
     };
     Ok(plan_copy(&basis, choice, &production)?)
+}
+
+/// The longest times without an acknowledged write in the last runs of a runbook that ended, in seconds, newest first. What
+/// can't be read as evidence was not measured.
+async fn measured_outages(store: &dyn ObjectStore, cluster: &str, runbook: &str) -> PortResult<Vec<f64>> {
+    let prefix = format!("{cluster}/runs/");
+    let objects = store.list(&prefix).await?;
+    // Runs are named by the time at which they were planned.
+    let mut keys: Vec<String> =
+        objects.into_iter().map(|object| object.key).filter(|key| key.ends_with("/evidence.json")).collect();
+    keys.sort_unstable();
+    let mut outages = Vec::new();
+    for key in keys.into_iter().rev().take(EVIDENCE_LOOKED_AT) {
+        let Ok(document) = store.get(&key, EVIDENCE_BYTES_MAX).await else { continue };
+        let Ok(evidence) = serde_json::from_slice::<Evidence>(&document) else { continue };
+        if evidence.runbook == runbook && evidence.verdict != Verdict::Inconclusive {
+            outages.extend(evidence.writes.longest_gap_seconds);
+        }
+        if outages.len() == OUTAGES_MAX {
+            break;
+        }
+    }
+    Ok(outages)
 }
 
 /// Version and digest of everything servers install: a digest the bucket has, else the one of the local file.

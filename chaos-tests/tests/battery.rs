@@ -7,7 +7,7 @@ use std::sync::Arc;
 use chaos_tests::memory::{Machine, MemoryWorld};
 use hk_dr::config::{Cluster, SHIPPED, load_runbook, parse};
 use hk_dr::drawing::{Course, Wanted, draw_plan, look_for_drift, world_of};
-use hk_dr::engine::{Engine, Open, Run, RunError, Silent};
+use hk_dr::engine::{Engine, Gate, Open, Run, RunError, Silent};
 use hk_dr::journal::{JournalError, MemoryJournal, RunStatus};
 use hk_dr::plan::{DestroyChoice, Plan, RebuildChoice, RunbookChoice, works_on_copy};
 use hk_dr::ports::{Cloud, Front, ObjectStore, Perimeter};
@@ -19,6 +19,8 @@ mod abort;
 mod copy;
 #[path = "battery/front.rs"]
 mod front;
+#[path = "battery/guards.rs"]
+mod guards;
 #[path = "battery/life.rs"]
 mod life;
 #[path = "battery/private.rs"]
@@ -39,13 +41,23 @@ async fn draw(world: &MemoryWorld, wanted: &Wanted) -> Plan {
 
 /// One process: executes the plan with what the journal holds so far, and dies where the journal says.
 async fn process(world: &MemoryWorld, plan: &Plan, journal: MemoryJournal) -> Result<(), RunError> {
+    process_behind(Arc::new(Open), world, plan, journal).await
+}
+
+/// The same behind a gate.
+async fn process_behind(
+    gate: Arc<dyn Gate>,
+    world: &MemoryWorld,
+    plan: &Plan,
+    journal: MemoryJournal,
+) -> Result<(), RunError> {
     let events = journal.events();
     let mut run = Run::open(&plan.id, plan, Box::new(journal), &events)?;
     let engine = Engine {
         registry: Arc::new(Registry::standard()),
         world: world_of(plan, &world.world()).expect("the world of the plan"),
         progress: Arc::new(Silent),
-        gate: Arc::new(Open),
+        gate,
     };
     let result = engine.execute(plan, &mut run).await;
     if result.is_ok() {

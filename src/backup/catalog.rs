@@ -209,6 +209,7 @@ impl Backups for BucketBackups {
         Ok(entries
             .into_iter()
             .map(|entry| SnapshotInfo {
+                proven: matches!(entry.proof, Proof::Proven { .. }),
                 id: entry.manifest.id,
                 taken_at: entry.manifest.taken_at,
                 revision: entry.manifest.revision,

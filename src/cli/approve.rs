@@ -3,14 +3,14 @@ use std::io::{IsTerminal, Write};
 use super::connect::Connected;
 use super::{CliError, Context, ExitKind};
 use crate::journal::{RunState, RunStatus, StepState, mirrored_runs, read_mirrored};
-use crate::plan::{Plan, Step};
+use crate::plan::{APPROVAL, Plan, Step};
 use crate::ports::ErrorCode;
 use crate::steps::{Approval, approve};
 
 /// Runs that are looked at for one that waits, newest first.
 const LOOK_AT_MAX: usize = 20;
 
-/// Say that a manual step is done for which a run waits; from any machine.
+/// Say that a manual step is done for which a run waits, or that it may begin; from any machine.
 #[derive(clap::Args)]
 pub struct Args {
     /// The run (default: the newest that waits).
@@ -31,9 +31,10 @@ pub fn run(args: &Args, context: &Context) -> Result<(), CliError> {
                 ExitKind::Usage,
                 format!("nobody can be asked here whether this is done: {text}"),
             )
-            .hint("nothing was touched; pass --yes when it is done"));
+            .hint("nothing was touched; pass --yes when it is done, or when you agree"));
         }
-        eprint!("Run {} waits for: {text}\nIs it done? [y/N] ", plan.id);
+        let question = if step.id == APPROVAL { "Do you agree?" } else { "Is it done?" };
+        eprint!("Run {} waits for: {text}\n{question} [y/N] ", plan.id);
         let _ = std::io::stderr().flush();
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer).map_err(|e| CliError::new(ExitKind::Usage, e.to_string()))?;

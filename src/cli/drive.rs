@@ -6,16 +6,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::connect::Connected;
 use super::display::StepLines;
 use super::hold::{Held, hold};
-use super::runbook::Measured;
+use super::runbook::{Measured, on_copy};
 use super::{CliError, Context, ExitKind};
 use crate::config::{Cluster, OnFailure};
 use crate::drawing::{Course, DrawError, Wanted, draw_plan, world_of};
+use crate::drill::Vigil;
 use crate::engine::{Engine, Run, RunError};
 use crate::journal::{Body, Event, FileJournal, JournalError, Mirror, MirroredJournal, RunState};
-use crate::plan::{DestroyChoice, Plan, PlanError, Purpose, RebuildChoice, RunbookChoice, RunbookRun};
+use crate::plan::{
+    DestroyChoice, Plan, PlanError, Purpose, RebuildChoice, RunbookChoice, RunbookRun, may_begin, may_go_elsewhere,
+};
 use crate::ports::ErrorCode;
 use crate::runs::{RunDir, Runs};
 use crate::steps::{Cleaned, Registry};
@@ -103,6 +108,7 @@ pub fn draw_and_execute(context: &Context, wanted: &Wanted, manner: &Manner) -> 
             if plan.steps.is_empty() {
                 return Ok(None);
             }
+            may_begin(&plan, connected.world.clock.now()).map_err(refused)?;
             confirm(context, &plan, manner)?;
             let runs = Runs::of(&context.state_dir(), &connected.world.cluster.name);
             let dir = runs.create(&plan, &connected.declared.text)?;
@@ -207,16 +213,26 @@ async fn follow(
             }
             return Ok(plan.id);
         };
-        if unwinds(&plan, &failed) {
+        let location = location_without_capacity(&plan, &failed);
+        let copies = on_copy(&plan);
+        if unwinds(&plan, &failed) && !(copies && location.is_some()) {
             return Err(super::abort::unwind(context, connected, held, &plan, &dir, failed).await);
         }
-        let Some(location) = location_without_capacity(&plan, &failed) else { return Err(stopped(&plan, failed)) };
+        let Some(location) = location else { return Err(stopped(&plan, failed)) };
         note(context, &format!("{location} has no capacity: planning again without it"));
         course.unavailable.insert(location);
         course.lineage = Some(plan.lineage.clone());
         course.parent = Some(plan.id.clone());
         all_made.extend(made(&plan, &dir)?);
-        let next = draw(connected, wanted, &course).await.map_err(|e| left_behind(e, &all_made))?;
+        let next = match draw(connected, wanted, &course).await {
+            Ok(next) => next,
+            Err(error) if copies && unwinds(&plan, &failed) => {
+                note(context, &error.message);
+                Measured::of_a_copy().conclude(context, connected, &plan, &dir, false).await?;
+                return Err(super::abort::unwind(context, connected, held, &plan, &dir, failed).await);
+            }
+            Err(error) => return Err(left_behind(error, &all_made)),
+        };
         // The new run exists before the old one is given up: whenever this dies, one of them can be resumed.
         let next_dir = runs.create(&next, &connected.declared.text)?;
         abandon(connected, &plan, &dir, &format!("replaced by plan {}", next.id)).await?;
@@ -239,7 +255,11 @@ async fn measure(
         return Ok(execute(context, connected, held, plan, dir, manner).await);
     }
     let measured = Measured::begin(context, connected, plan, dir).await;
-    let result = execute(context, connected, held, plan, dir, manner).await;
+    let result = execute_watched(context, connected, held, plan, dir, manner, measured.acknowledged()).await;
+    // What comes of a rehearsal that has to go elsewhere is said by the plan that replaces this one, or when there is none.
+    if on_copy(plan) && result.as_ref().is_err_and(|failed| location_without_capacity(plan, failed).is_some()) {
+        return Ok(result);
+    }
     let concluded = measured.conclude(context, connected, plan, dir, result.is_ok()).await;
     match result {
         Ok(()) => concluded.map(Ok),
@@ -257,6 +277,19 @@ pub(super) async fn execute(
     dir: &RunDir,
     manner: &Manner,
 ) -> Result<(), RunError> {
+    execute_watched(context, connected, held, plan, dir, manner, None).await
+}
+
+/// The same; `acknowledged` counts the canaries of a runbook's run, by which it may be ended.
+async fn execute_watched(
+    context: &Context,
+    connected: &Connected,
+    held: &Held,
+    plan: &Plan,
+    dir: &RunDir,
+    manner: &Manner,
+    acknowledged: Option<watch::Receiver<u64>>,
+) -> Result<(), RunError> {
     let (journal, events) = FileJournal::open(&dir.journal())?;
     let mut journal = super::crash::wrap(journal);
     // Who deletes all that the bucket has of the cluster does not write there meanwhile.
@@ -269,7 +302,16 @@ pub(super) async fn execute(
     }
     let mut run = Run::open(&plan.id, plan, journal, &events)?;
     let progress = Arc::new(StepLines::new(context, plan, manner.step));
-    let (registry, gate) = (Arc::new(Registry::standard()), held.gate(context, mirror.clone()));
+    let (registry, mut gate) = (Arc::new(Registry::standard()), held.gate(context, mirror.clone()));
+    if plan.purpose == Purpose::Runbook {
+        let (clock, quiet) = (Arc::clone(&connected.world.clock), context.global.quiet);
+        let say = move |text: &str| {
+            if !quiet {
+                eprintln!("note: {text}");
+            }
+        };
+        gate = Vigil::over(gate, plan, &events, clock, acknowledged, Box::new(say));
+    }
     let engine = Engine { registry, world: world_of(plan, &connected.world)?, progress, gate };
     let result = engine.execute(plan, &mut run).await;
     for finding in left_to_a_person(plan, dir) {
@@ -322,7 +364,7 @@ pub(super) async fn abandon(connected: &Connected, plan: &Plan, dir: &RunDir, re
 /// Whether the runbook wants its way back at once. A person who says no, and another operator, are no failure.
 fn unwinds(plan: &Plan, error: &RunError) -> bool {
     // A copy that is to be looked at is most worth a look when something went wrong.
-    matches!(error, RunError::Step { .. })
+    matches!(error, RunError::Step { .. } | RunError::Ended(_))
         && plan.runbook.as_ref().is_some_and(|r| r.runbook.on_failure == OnFailure::Unwind && !r.keep)
 }
 
@@ -331,18 +373,15 @@ fn location_without_capacity(plan: &Plan, error: &RunError) -> Option<String> {
     if source.code != ErrorCode::NoCapacity {
         return None;
     }
-    // A server whose volume is to be attached again can't go elsewhere; only one that starts anew can.
-    if plan.purpose == Purpose::Runbook && !plan.steps.iter().any(|s| s.kind == "member.add") {
-        return None;
-    }
-    let step = plan.steps.iter().find(|s| s.id == *step)?;
-    step.params["location"].as_str().map(str::to_owned)
+    may_go_elsewhere(plan, step).map(str::to_owned)
 }
 
 /// The error of a run that stopped midway.
 pub fn stopped(plan: &Plan, error: RunError) -> CliError {
     let hint = match &error {
-        RunError::Step { source, .. } | RunError::Refused { source, .. } => source.hint.clone(),
+        RunError::Step { source, .. } | RunError::Refused { source, .. } | RunError::Ended(source) => {
+            source.hint.clone()
+        }
         _ => None,
     };
     let kind = match &error {

@@ -25,6 +25,7 @@ mod drive;
 mod error;
 mod front;
 mod get;
+mod gitops;
 mod hold;
 mod init;
 mod keys;
@@ -110,6 +111,7 @@ enum Command {
     Terraform(terraform::Args),
     Workers(workers::Args),
     Webhooks(webhooks::Args),
+    Gitops(gitops::Args),
     Volume(volume::Args),
     Vpn(vpn::Args),
     Front(front::Args),
@@ -205,6 +207,7 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Terraform(args) => terraform::run(args, context),
         Command::Workers(args) => workers::run(args, context),
         Command::Webhooks(args) => webhooks::run(&args, context),
+        Command::Gitops(args) => gitops::run(&args, context),
         Command::Volume(args) => volume::run(&args, context),
         Command::Vpn(args) => vpn::run(args, context),
         Command::Front(args) => front::run(&args, context),

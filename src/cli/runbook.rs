@@ -9,12 +9,12 @@ use clap::Subcommand;
 use super::drive::{Manner, draw, draw_and_execute};
 use super::{CliError, Context, ExitKind, keys};
 use crate::backup::log::Point;
-use crate::config::{Acts, Verb};
+use crate::config::{Acts, Consent, Verb};
 use crate::drawing::{Course, Wanted};
 use crate::plan::schedule::Turn;
 use crate::plan::{Plan, RunbookChoice};
 
-pub(super) use conclude::{Measured, earlier_runs, who};
+pub(super) use conclude::{Measured, earlier_runs, on_copy, who};
 pub(super) use show::render;
 
 /// Rehearse or recover by a runbook: list, show, plan, run, validate.
@@ -104,20 +104,26 @@ pub fn run(args: Args, context: &Context) -> Result<(), CliError> {
 
 /// What a policy's schedule orders. What its turn has come to counts only for runbooks that take it: servers for those that
 /// act on chosen masters, a location for those that go to one or leave it, a snapshot for those that restore one.
-pub(super) fn scheduled(turn: &Turn, snapshot: Option<String>, context: &Context) -> Result<Wanted, CliError> {
+/// `approved`: a person has agreed to this run of the schedule.
+pub(super) fn scheduled(
+    turn: &Turn,
+    snapshot: Option<String>,
+    approved: bool,
+    context: &Context,
+) -> Result<Wanted, CliError> {
     let runbook = find::load(turn.runbook.as_deref().unwrap_or_default(), context)?;
     let has = |verbs: &[Verb]| runbook.steps.iter().any(|step| verbs.contains(&step.verb));
     let servers = if runbook.masters == Acts::Chosen { turn.server.iter().cloned().collect() } else { Vec::new() };
     let location =
         turn.location.clone().filter(|_| has(&[Verb::MastersMove, Verb::CopyRestore, Verb::LocationEvacuate]));
     let snapshot = snapshot.filter(|_| has(&[Verb::MastersRestore, Verb::CopyRestore]));
-    Ok(Wanted::Runbook(RunbookChoice { snapshot, location, ..RunbookChoice::new(runbook, servers) }))
+    Ok(Wanted::Runbook(RunbookChoice { snapshot, location, approved, ..RunbookChoice::new(runbook, servers) }))
 }
 
 /// Whether a runbook exists and may be run by a schedule as it is.
 ///
 /// # Errors
-/// There is no such runbook, only a person can run it, or it takes the cluster back in time and nobody would be asked.
+/// There is no such runbook, only a person can run it, or it asks for a person or takes the cluster back in time and nobody would be asked.
 pub(super) fn may_be_scheduled(name: &str, asked: bool, context: &Context) -> Result<(), CliError> {
     let runbook = find::load(name, context)?;
     if runbook.steps.iter().any(|step| step.verb == Verb::SshKeyAuthorize) {
@@ -125,6 +131,12 @@ pub(super) fn may_be_scheduled(name: &str, asked: bool, context: &Context) -> Re
         return Err(CliError::new(ExitKind::Usage, message).hint(format!(
             "nothing was begun; take it out of the schedule and run `hk-dr runbook run {name}` by hand"
         )));
+    }
+    if !asked && runbook.guards.approval == Consent::Required {
+        let message = format!("runbook {name} asks for a person's agreement (guards.approval), and nobody is asked");
+        return Err(CliError::new(ExitKind::Usage, message).hint(
+            "nothing was begun; write `approval: required` to its schedule: `hk-dr policy approve` then counts for both",
+        ));
     }
     if !asked && runbook.steps.iter().any(|step| step.verb == Verb::MastersRestore) {
         let message = format!("runbook {name} takes the living cluster back to an earlier state, and nobody is asked");
@@ -150,7 +162,7 @@ fn wanted(choice: &Choice, dry_run: bool, context: &Context) -> Result<Wanted, C
         Some(at) => Some(crate::cli::rebuild::snapshot_at(at, dry_run, context)?),
     };
     let (servers, location) = (choice.server.clone(), choice.to.clone().or_else(|| choice.from.clone()));
-    Ok(Wanted::Runbook(RunbookChoice { runbook, servers, snapshot, location, keep: choice.keep, ssh_before: None }))
+    Ok(Wanted::Runbook(RunbookChoice { snapshot, location, keep: choice.keep, ..RunbookChoice::new(runbook, servers) }))
 }
 
 /// A runbook that rotates the SSH key: there must be a new one before it can be planned.

@@ -5,6 +5,7 @@ mod cron;
 mod error;
 mod firewall;
 mod front;
+mod guards;
 mod names;
 mod peers;
 mod policy;
@@ -28,11 +29,12 @@ pub use cron::{Cron, time_zone};
 pub use error::{ConfigError, Problem};
 pub use firewall::FirewallConfig;
 pub use front::{BalancerConfig, FloatingIpConfig, FrontConfig, INGRESS_PORT, IngressConfig};
+pub use guards::{AbortWhen, Consent, Guards, Window};
 pub use peers::{free_address, with_peer, without_peer};
 pub use policy::*;
 pub use pools::POOL_LABEL;
 pub use range::Range;
-pub use runbook::{Acts, CopyScope, Guards, OnFailure, Runbook, RunbookStep, SHIPPED, Targets, Verb};
+pub use runbook::{Acts, CopyScope, OnFailure, Runbook, RunbookStep, SHIPPED, Targets, Verb};
 pub use volume::VolumeConfig;
 pub use vpn::{OWN_ADDRESSES, VpnConfig, VpnPeer, is_wireguard_key};
 
@@ -66,6 +68,7 @@ pub fn load_runbook(text: &str, file: &str) -> Result<Runbook, ConfigError> {
     let (runbook, tree) = parse_with_tree::<Runbook>(text, file)?;
     let mut report = error::Report::new(text, file);
     runbook::check(&runbook, &tree, &mut report);
+    guards::check(&runbook, &tree, &mut report);
     report.finish().map(|()| runbook)
 }
 

@@ -2,6 +2,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::Report;
+use super::guards::{AbortWhen, Guards};
 use super::names::is_label;
 use super::tree::Tree;
 
@@ -27,6 +28,9 @@ pub struct Runbook {
     /// What becomes of a run in which a step fails for good.
     #[serde(default)]
     pub on_failure: OnFailure,
+    /// What ends a run that is under way; needs `onFailure: unwind`.
+    #[serde(default, skip_serializing_if = "AbortWhen::is_empty")]
+    pub abort_when: AbortWhen,
     /// What is done, in this order.
     pub steps: Vec<RunbookStep>,
 }
@@ -50,21 +54,6 @@ pub enum OnFailure {
     Stop,
     /// What was done is undone, and the state before is checked.
     Unwind,
-}
-
-/// What must hold when the plan is drawn. If it does not, nothing is touched.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Guards {
-    /// Every master serves: its etcd member answers reads that need a majority, and its API server is ready.
-    #[serde(default)]
-    pub all_masters_serve: bool,
-    /// etcd keeps a majority of the masters that are not acted on.
-    #[serde(default)]
-    pub majority_stays: bool,
-    /// A build would find nothing to do.
-    #[serde(default)]
-    pub drift_free: bool,
 }
 
 /// What the run is measured against. Missing one makes the verdict `failed`.
@@ -235,14 +224,6 @@ pub(super) fn check(runbook: &Runbook, tree: &Tree, report: &mut Report) {
     }
     if runbook.steps.is_empty() {
         wrong("steps", "a runbook without steps does nothing".into(), "`hk-dr runbook show NAME` shows examples");
-    }
-    if runbook.masters == Acts::All && runbook.guards.majority_stays {
-        let message = "no majority stays when every master is acted on".to_owned();
-        wrong("guards.majorityStays", message, "take it out, or write `masters: chosen`");
-    }
-    if runbook.steps.iter().any(|s| s.verb == Verb::CopyRestore) && runbook.guards != Guards::default() {
-        let message = "a copy is made whatever state production is in".to_owned();
-        wrong("guards", message, "take the guards out");
     }
     if runbook.targets.writes_percent.is_some_and(|p| p > 100) {
         wrong("targets.writesPercent", "more than all writes can't succeed".into(), "a number from 0 to 100");

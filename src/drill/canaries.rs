@@ -90,6 +90,11 @@ impl Canaries {
         Ok(Self { stop, acknowledged: receiver, task })
     }
 
+    /// Counts the writes that were acknowledged since this process began.
+    pub fn acknowledged(&self) -> watch::Receiver<u64> {
+        self.acknowledged.clone()
+    }
+
     /// Whether a write was acknowledged before the deadline.
     pub async fn first(&mut self, deadline: Duration) -> bool {
         matches!(tokio::time::timeout(deadline, self.acknowledged.wait_for(|count| *count > 0)).await, Ok(Ok(_)))

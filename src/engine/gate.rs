@@ -1,7 +1,7 @@
 use async_trait::async_trait;
 
 use crate::plan::Step;
-use crate::ports::PortResult;
+use crate::ports::{PortError, PortResult};
 
 /// What must hold before any step begins, whatever the plan says: that nobody else works on the cluster, that what was done
 /// so far is known elsewhere.
@@ -12,6 +12,12 @@ pub trait Gate: Send + Sync {
     /// # Errors
     /// Why it must not begin. The run ends there and can be resumed.
     async fn enter(&self, step: &Step) -> PortResult<()>;
+
+    /// Returns when the run has to be ended although nothing of it has failed, and why. Asked once for each execution. Steps
+    /// that are under way are left where they are then, as if this process had died.
+    async fn broken(&self) -> PortError {
+        std::future::pending().await
+    }
 }
 
 /// Nothing must hold.

@@ -45,6 +45,9 @@ pub enum RunError {
     Declined(String),
     #[error("{title} was not begun: {source}")]
     Refused { title: String, source: PortError },
+    /// See [`Gate::broken`].
+    #[error("ended: {0}")]
+    Ended(PortError),
     #[error("the plan can't be executed: step {0} waits for one that can't start")]
     Stuck(String),
 }
@@ -118,6 +121,8 @@ impl Engine {
         let mut attempts_here = vec![0_u32; plan.steps.len()];
         let mut under_way = vec![false; plan.steps.len()];
         let mut failure: Option<RunError> = None;
+        let gate = Arc::clone(&self.gate);
+        let mut broken = gate.broken();
         loop {
             if failure.is_none() {
                 match self.start_ready(&plan, run, new, &mut running, &mut attempts_here, &mut under_way).await {
@@ -125,8 +130,22 @@ impl Engine {
                     other => other?,
                 }
             }
-            let Some(ended) = running.join_next().await else { break };
-            let (index, result) = ended.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+            let ended = tokio::select! {
+                biased;
+                ended = running.join_next() => ended,
+                why = &mut broken, if failure.is_none() => {
+                    running.abort_all();
+                    failure = Some(RunError::Ended(why));
+                    continue;
+                }
+            };
+            let (index, result) = match ended {
+                None => break,
+                Some(Ok(ended)) => ended,
+                // What became of it is found out by whoever takes the run up.
+                Some(Err(error)) if error.is_cancelled() => continue,
+                Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+            };
             under_way[index] = false;
             let step = &plan.steps[index];
             match result {
@@ -151,6 +170,20 @@ impl Engine {
                         failure = Some(RunError::Step { step: step.id.clone(), title: step.title.clone(), source });
                     }
                 }
+            }
+        }
+        if let Some(RunError::Ended(why)) = &failure {
+            for (step, _) in plan.steps.iter().zip(&under_way).filter(|(_, under_way)| **under_way) {
+                run.record(
+                    &self.world,
+                    Body::StepFailed {
+                        step: step.id.clone(),
+                        code: why.code,
+                        message: format!("left where it was: {}", why.message),
+                        hint: None,
+                    },
+                )?;
+                self.progress.failed(step, why, false);
             }
         }
         if let Some(failure) = failure {

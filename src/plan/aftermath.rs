@@ -1,6 +1,7 @@
 //! What a restored cluster still says of its former life, and what is done about it before anything can act on it: objects
 //! in, ordered edits out. Docs: RUNBOOKS.md, "Kubernetes after a restore".
 
+mod gitops;
 #[cfg(test)]
 mod tests;
 mod webhooks;
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::ports::Collection;
 
+pub use gitops::{SUSPEND_LABEL, SUSPENDED, acts, resumed};
 pub use webhooks::{Backend, RELAXED, backends, put_back, relaxed};
 
 /// Label keys by which a volume, or a Node, says where it is.
@@ -26,9 +28,12 @@ const NODE_PASSWORD: &str = ".node-password.k3s";
 const BOOTSTRAP_TOKEN: &str = "bootstrap.kubernetes.io/token";
 
 /// The collections that are looked at, by plural: API version, and a namespace where one is enough.
-pub const LOOKED_AT: [(&str, &str, Option<&str>); 12] = [
+pub const LOOKED_AT: [(&str, &str, Option<&str>); 15] = [
     ("admissionregistration.k8s.io/v1", "validatingwebhookconfigurations", None),
     ("admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations", None),
+    ("apps/v1", "deployments", None),
+    ("apps/v1", "statefulsets", None),
+    ("apps/v1", "replicasets", None),
     ("v1", "nodes", None),
     ("v1", "pods", None),
     ("storage.k8s.io/v1", "volumeattachments", None),
@@ -88,11 +93,14 @@ pub struct Aftermath {
     pub unregistered: Vec<String>,
 }
 
-/// Decides. Webhooks first, because they may refuse everything that follows; Nodes before what is theirs; leases before the
-/// pods that held them, attachments behind the pods that used them; Secrets that would keep a server from registering last.
+/// Decides. Webhooks first, because they may refuse everything that follows; then what would undo it, because it runs on
+/// servers that live and is served already; Nodes before what is theirs; leases before the pods that held them, attachments
+/// behind the pods that used them; Secrets that would keep a server from registering last.
 pub fn decide(found: &Found, known: &Known) -> Aftermath {
-    let mut decision = Deciding { found, known, out: Aftermath::default(), gone: BTreeSet::new() };
+    let mut decision =
+        Deciding { found, known, out: Aftermath::default(), gone: BTreeSet::new(), suspended: BTreeSet::new() };
     decision.webhooks();
+    decision.gitops();
     decision.nodes();
     let pods = decision.pods();
     // Who held a lease is known only as long as its pod is there: a run that dies in between must find the same again.
@@ -113,6 +121,8 @@ struct Deciding<'a> {
     out: Aftermath,
     /// Pods that go: namespace and name.
     gone: BTreeSet<(String, String)>,
+    /// Pods of what is suspended: they go wherever they are.
+    suspended: BTreeSet<(String, String)>,
 }
 
 impl<'a> Deciding<'a> {
@@ -168,9 +178,13 @@ impl<'a> Deciding<'a> {
     fn pods(&mut self) -> Vec<Edit> {
         let before = self.out.edits.len();
         for pod in self.all("pods") {
-            let Some(node) = text(pod, "/spec/nodeName").filter(|node| self.is_dead(node)) else { continue };
-            self.gone.insert((namespace(pod).to_owned(), name(pod).to_owned()));
-            let why = format!("it was on {node}, which is gone");
+            let id = (namespace(pod).to_owned(), name(pod).to_owned());
+            let why = match text(pod, "/spec/nodeName").filter(|node| self.is_dead(node)) {
+                Some(node) => format!("it was on {node}, which is gone"),
+                None if self.suspended.contains(&id) => "its controller is suspended".to_owned(),
+                None => continue,
+            };
+            self.gone.insert(id);
             self.edit("pods", pod, Act::Delete { grace: Some(0) }, why);
         }
         self.out.edits.split_off(before)

@@ -8,7 +8,7 @@ use super::params::{
     ApiWrite, CopyCompare, CopyDiscard, CopyServed, FirewallProvide, ManualWait, Params, ServerCreate, VolumeProvide,
 };
 use super::runbook::{MANUAL_WITHIN_SECONDS, run_of};
-use super::{CopyCost, Inventory, Plan, PlanError, Purpose, RebuildChoice, RunbookChoice, Step, plan_rebuild};
+use super::{CopyCost, Inventory, Plan, PlanError, Purpose, RebuildChoice, RunbookChoice, Step, guards, plan_rebuild};
 use crate::config::{Cluster, CopyScope, PublicIpv4, Runbook, Verb};
 use crate::distribution::server_name;
 use crate::ports::{FirewallRule, Labels, Prices};
@@ -62,6 +62,10 @@ pub fn copied(cluster: &Cluster, runbook: &Runbook, location: Option<&str>) -> R
     };
     // What is rebuilt from Git goes where Git says; a sandbox shows that another location will do.
     let to = location.map(str::to_owned).or_else(|| if whole { None } else { elsewhere() });
+    if !whole && let Some(here) = copy.masters.first().map(|m| m.location.clone()) {
+        // Where it stands itself comes last of all that have capacity.
+        copy.fallback_locations.sort_by_key(|l| *l == here);
+    }
     if let Some(to) = to {
         copy.masters.iter_mut().for_each(|m| m.location.clone_from(&to));
         copy.workers.iter_mut().for_each(|w| w.location.clone_from(&to));
@@ -123,7 +127,9 @@ pub fn plan_copy(
     if *inventory != nothing && scope(runbook).is_some() {
         copy.discard_what_is_left();
     }
-    Ok(copy.finish(choice))
+    let mut plan = copy.finish(choice);
+    guards::complete(&mut plan, basis, choice);
+    Ok(plan)
 }
 
 struct Growing<'a> {
@@ -255,7 +261,11 @@ impl Growing<'_> {
     fn discard_what_is_left(&mut self) {
         let params = self.discarding();
         let title = format!("delete what is left of an earlier copy {}", params.copy);
-        self.plan.findings.push(format!("{} exists: it was kept for a look, or its run was given up", params.copy));
+        let why = match self.basis.parent {
+            Some(parent) => format!("run {parent} had begun it, and found no capacity for all of it"),
+            None => "it was kept for a look, or its run was given up".to_owned(),
+        };
+        self.plan.findings.push(format!("{} exists: {why}", params.copy));
         let discard = step("discard-before", &params, Vec::new(), title, "there is one copy at a time", 600);
         self.before(discard, |s| s.needs.is_empty());
     }

@@ -53,6 +53,8 @@ pub struct Basis<'a> {
     pub unavailable: &'a BTreeSet<String>,
     /// The cluster that this one is a copy of, for a rehearsal.
     pub copy_of: Option<&'a str>,
+    /// Longest times without an acknowledged write in the last runs of the runbook that is planned, in seconds.
+    pub outages: &'a [f64],
 }
 
 /// A plan being drawn.
@@ -371,9 +373,10 @@ impl<'a> Draft<'a> {
             server_ids: living.iter().map(|server| (server.name.clone(), server.id)).collect(),
             locations: locations.into_iter().collect(),
         };
-        let title = "let webhooks that fail closed pass, then clear away what the snapshot has of servers that are gone: \
-                     Nodes, their pods, attachments, leases, endpoints and node passwords";
-        let reason = "webhooks would refuse the recovery, and controllers would act on what is gone";
+        let title = "let webhooks that fail closed pass, suspend GitOps controllers and autoscalers, then clear away what \
+                     the snapshot has of servers that are gone: Nodes, their pods, attachments, leases, endpoints and \
+                     node passwords";
+        let reason = "webhooks would refuse the recovery, and controllers would act on what is old or gone";
         self.add("clean", &params, &[&format!("api/{master}")], title, reason, 300);
     }
 
@@ -386,8 +389,15 @@ impl<'a> Draft<'a> {
         let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
         // Without workers no backend can run: nobody waits for one.
         let within_seconds = if self.basis.cluster.workers.is_empty() { 0 } else { ANSWER_WITHIN_SECONDS };
-        let params = ClusterSettle { master_server: master.to_owned(), within_seconds };
-        let title = "let webhooks fail closed again as their backends answer, and say what is left";
+        let resumes = self.basis.copy_of.is_none();
+        let params = ClusterSettle { master_server: master.to_owned(), within_seconds, resumes };
+        let title = match resumes {
+            true => {
+                "let webhooks fail closed again as their backends answer, start GitOps controllers and autoscalers \
+                     again, and say what is left"
+            }
+            false => "let webhooks fail closed again as their backends answer, and say what is left",
+        };
         self.add("settle", &params, &needs, title, "what was relaxed for the recovery must not stay so", 180);
     }
 

@@ -140,10 +140,12 @@ params! {
         locations: Vec<String>,
     }
     /// Puts back what was relaxed for the recovery, as far as it answers, and says what is left to a person.
-    "cluster.settle" v 1 => ClusterSettle {
+    "cluster.settle" v 2 => ClusterSettle {
         master_server: String,
         /// How long backends of webhooks may take to answer.
         within_seconds: u32,
+        /// Controllers that were suspended start again: not in a copy, which has nothing to act on.
+        resumes: bool,
     }
     /// Starts controller manager and scheduler.
     "controllers.start" v 1 => ControllersStart { server: String }

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::PlanError;
+use super::params::{MemberAdd, Params};
+use super::{Plan, PlanError, Purpose, works_on_copy};
 
 /// Chooses where servers go: each in its own location while that has capacity, else in the fallback location that holds
 /// the fewest of them so far, ties broken by the declared order. `fixed` are servers that exist and stay where they are.
@@ -31,6 +32,16 @@ pub fn place<'a>(
         placed.insert(name, choice.1);
     }
     Ok(placed)
+}
+
+/// The location of a step that found no capacity there, if a plan without that location may replace this one. A server whose
+/// volume is to be attached again can't go elsewhere; one that starts anew can, and so can a copy.
+pub fn may_go_elsewhere<'p>(plan: &'p Plan, step: &str) -> Option<&'p str> {
+    let copies = plan.runbook.as_ref().is_some_and(|r| works_on_copy(&r.runbook));
+    if plan.purpose == Purpose::Runbook && !copies && !plan.steps.iter().any(|s| s.kind == MemberAdd::KIND) {
+        return None;
+    }
+    plan.steps.iter().find(|s| s.id == step)?.params["location"].as_str()
 }
 
 #[cfg(test)]

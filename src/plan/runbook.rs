@@ -35,12 +35,14 @@ pub struct RunbookChoice {
     pub keep: bool,
     /// For key rotations: the public part of the key that servers know, beside which there is a new one.
     pub ssh_before: Option<String>,
+    /// A person has agreed to this run already.
+    pub approved: bool,
 }
 
 impl RunbookChoice {
     /// A runbook on these masters, without further choices.
     pub fn new(runbook: Runbook, servers: Vec<String>) -> Self {
-        Self { runbook, servers, snapshot: None, location: None, keep: false, ssh_before: None }
+        Self { runbook, servers, snapshot: None, location: None, keep: false, ssh_before: None, approved: false }
     }
 }
 
@@ -56,15 +58,17 @@ pub(super) struct Expansion<'a> {
 
 /// Expands a runbook. Its guards are checked first.
 pub fn plan_runbook(basis: &Basis<'_>, choice: &RunbookChoice) -> Result<Plan, PlanError> {
-    let Some((unavailable, inner)) = evacuate::leaving(basis, choice)? else { return expand(basis, choice) };
-    let elsewhere = Basis { unavailable: &unavailable, ..basis.clone() };
-    let mut plan = expand(&elsewhere, &inner)?;
+    let mut plan = match evacuate::leaving(basis, choice)? {
+        None => expand(basis, choice)?,
+        Some((unavailable, inner)) => expand(&Basis { unavailable: &unavailable, ..basis.clone() }, &inner)?,
+    };
     plan.runbook = Some(run_of(choice));
+    guards::complete(&mut plan, basis, choice);
     Ok(plan)
 }
 
 pub(super) fn run_of(choice: &RunbookChoice) -> RunbookRun {
-    let RunbookChoice { runbook, servers, snapshot, location, keep, ssh_before: _ } = choice.clone();
+    let RunbookChoice { runbook, servers, snapshot, location, keep, ssh_before: _, approved: _ } = choice.clone();
     RunbookRun { runbook, servers, snapshot, location, keep, cost: None }
 }
 
@@ -77,7 +81,7 @@ fn expand(basis: &Basis<'_>, choice: &RunbookChoice) -> Result<Plan, PlanError> 
         });
     }
     let masters = chosen(basis, choice)?;
-    guards::check(basis, runbook, &masters)?;
+    let found = guards::check(basis, runbook, &masters)?;
     // Servers stay where they are, and where volumes are whose data is to be kept.
     let leaves = evacuate::evacuates(runbook);
     let mut stay = match restore::moved(basis, runbook, choice, &masters)? {
@@ -96,6 +100,7 @@ fn expand(basis: &Basis<'_>, choice: &RunbookChoice) -> Result<Plan, PlanError> 
     }
     let mut draft = Draft::new(basis, &stay)?;
     draft.findings.push(runbook.summary.clone());
+    draft.findings.extend(found);
     let makes_servers = runbook
         .steps
         .iter()
@@ -122,9 +127,7 @@ fn expand(basis: &Basis<'_>, choice: &RunbookChoice) -> Result<Plan, PlanError> 
     }
     let asked = expansion.masters.first().map(|m| expansion.draft.full(&m.name)).unwrap_or_default();
     expansion.draft.settle(&asked);
-    let mut plan = expansion.draft.finish(Purpose::Runbook);
-    plan.runbook = Some(run_of(choice));
-    Ok(plan)
+    Ok(expansion.draft.finish(Purpose::Runbook))
 }
 
 fn chosen<'a>(basis: &Basis<'a>, choice: &RunbookChoice) -> Result<Vec<&'a MasterConfig>, PlanError> {

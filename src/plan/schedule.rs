@@ -7,6 +7,7 @@ mod timing;
 
 pub use book::{BOOK_FORMAT, Book, Current, Decision, Outcome, Past};
 pub use timing::{Held, Timing, Turn, draw};
+pub(super) use timing::{weekly_begin, weekly_end};
 
 #[cfg(test)]
 mod simulation;

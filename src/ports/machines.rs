@@ -165,6 +165,9 @@ pub struct SnapshotInfo {
     pub sha256: String,
     pub size_bytes: u64,
     pub git_commit: Option<String>,
+    /// Something has risen from it: an API server that was booted from it, or a rehearsal's servers.
+    #[serde(default)]
+    pub proven: bool,
 }
 
 /// Snapshots in the bucket.

@@ -10,7 +10,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use serde_json::Value;
 
 use super::waiting::until;
-use crate::plan::aftermath::{Act, Aftermath, Backend, Edit, Found, LOOKED_AT, backends, put_back};
+use crate::plan::aftermath::{Act, Aftermath, Backend, Edit, Found, LOOKED_AT, backends, put_back, resumed};
 use crate::ports::{Collection, ErrorCode, Kube, PortResult};
 
 /// Changes under way at the same time.
@@ -157,6 +157,51 @@ pub async fn relaxed_webhooks(kube: &dyn Kube) -> PortResult<BTreeMap<String, Ba
         }
     }
     Ok(all)
+}
+
+/// Workloads that a recovery suspended, and where they are.
+const SUSPENDABLE: [&str; 2] = ["deployments", "statefulsets"];
+
+/// Namespace and name of GitOps controllers, autoscalers and their like that are suspended now.
+///
+/// # Errors
+/// The API server does not answer.
+pub async fn suspended_workloads(kube: &dyn Kube) -> PortResult<Vec<String>> {
+    Ok(suspended(kube).await?.iter().map(|(_, workload)| called(workload)).collect())
+}
+
+/// Lets all of them run as before. Returns their namespaces and names.
+///
+/// # Errors
+/// The API server does not answer; `Conflict` if somebody else changed one meanwhile.
+pub async fn resume_suspended(kube: &dyn Kube) -> PortResult<Vec<String>> {
+    let mut done = Vec::new();
+    for (plural, workload) in suspended(kube).await? {
+        let Some(patch) = resumed(&workload) else { continue };
+        let namespace = workload["metadata"]["namespace"].as_str().map(str::to_owned);
+        let at = Collection { api_version: "apps/v1".into(), plural: plural.into(), namespace };
+        match kube.patch(&at, workload["metadata"]["name"].as_str().unwrap_or_default(), &patch).await {
+            // Somebody took it away meanwhile.
+            Err(error) if error.code == ErrorCode::NotFound => continue,
+            other => other?,
+        };
+        done.push(called(&workload));
+    }
+    Ok(done)
+}
+
+async fn suspended(kube: &dyn Kube) -> PortResult<Vec<(&'static str, Value)>> {
+    let mut all = Vec::new();
+    for plural in SUSPENDABLE {
+        let workloads = list(kube, "apps/v1", plural, None).await?;
+        all.extend(workloads.into_iter().filter(|w| resumed(w).is_some()).map(|w| (plural, w)));
+    }
+    Ok(all)
+}
+
+fn called(workload: &Value) -> String {
+    let text = |field: &str| workload["metadata"][field].as_str().unwrap_or_default();
+    format!("{}/{}", text("namespace"), text("name"))
 }
 
 /// Whether something answers behind a service, asked the way the API server asks webhooks. That its endpoints are ready

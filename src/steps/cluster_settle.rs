@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::aftermath::put_webhooks_back;
+use super::aftermath::{put_webhooks_back, resume_suspended};
 use super::cluster_clean::Cleaned;
 use super::{Observed, StepContext, StepKind};
 use crate::plan::params::ClusterSettle;
@@ -26,12 +26,12 @@ impl StepKind for ClusterSettleStep {
 
     async fn apply(&self, cx: &StepContext<'_>, params: &ClusterSettle) -> PortResult<Cleaned> {
         let kube = cx.world.kube(&cx.server(&params.master_server).await?.host()).await?;
-        settle(kube.as_ref(), Duration::from_secs(params.within_seconds.into())).await
+        settle(kube.as_ref(), Duration::from_secs(params.within_seconds.into()), params.resumes).await
     }
 }
 
-/// Asks until every backend has answered, or the time is over.
-pub(super) async fn settle(kube: &dyn Kube, within: Duration) -> PortResult<Cleaned> {
+/// Asks until every backend has answered, or the time is over; then lets what was suspended act again.
+pub(super) async fn settle(kube: &dyn Kube, within: Duration, resumes: bool) -> PortResult<Cleaned> {
     let end = Instant::now() + within;
     let mut settled = Cleaned::default();
     let left = loop {
@@ -48,6 +48,17 @@ pub(super) async fn settle(kube: &dyn Kube, within: Duration) -> PortResult<Clea
         }
         sleep(ASK_EVERY).await;
     };
+    if resumes {
+        // Last of all: they act on everything that was put right.
+        let resumed = resume_suspended(kube).await?;
+        if !resumed.is_empty() {
+            settled.findings.push(format!(
+                "{} act again: what Git has now is applied, also where it is newer than the snapshot",
+                resumed.join(", ")
+            ));
+        }
+        settled.done.extend(resumed.into_iter().map(|name| format!("{name} runs again")));
+    }
     settled.edits = u32::try_from(settled.done.len()).unwrap_or(u32::MAX);
     settled.findings.extend(left.into_iter().map(|(name, backend)| {
         format!(

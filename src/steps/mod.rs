@@ -59,7 +59,7 @@ mod worker_configure;
 mod worker_start;
 mod world;
 
-pub use aftermath::{Webhooks, put_webhooks_back, relaxed_webhooks};
+pub use aftermath::{Webhooks, put_webhooks_back, relaxed_webhooks, resume_suspended, suspended_workloads};
 pub use artifact_mirror::object_key;
 pub use cluster_clean::Cleaned;
 pub use copy::Discarded;

@@ -12,6 +12,20 @@ use hk_dr::ports::{
 
 use super::{MemoryWorld, moment, unused};
 
+impl MemoryWorld {
+    /// Puts a snapshot of this cluster into the bucket.
+    pub fn add_snapshot(&self) {
+        self.lock().added.push(super::snapshot_info());
+    }
+
+    /// Puts one there from which something has risen, taken so many hours ago.
+    pub fn add_proven_snapshot(&self, hours: i64) {
+        let taken_at = super::Noon.now() - jiff::SignedDuration::from_hours(hours);
+        let snapshot = SnapshotInfo { taken_at, proven: true, ..super::snapshot_info() };
+        self.lock().added.push(snapshot);
+    }
+}
+
 #[async_trait]
 impl Vault for MemoryWorld {
     async fn load(&self) -> PortResult<Option<RecoverySet>> {

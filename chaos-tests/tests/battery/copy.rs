@@ -3,7 +3,7 @@
 use hk_dr::drawing::{Course, Wanted, draw_plan};
 use hk_dr::engine::RunError;
 use hk_dr::journal::MemoryJournal;
-use hk_dr::plan::{COPY_LABEL, Plan, RunbookChoice};
+use hk_dr::plan::{COPY_LABEL, Plan, RunbookChoice, may_go_elsewhere};
 use hk_dr::ports::{Cloud, ErrorCode, Perimeter, PortError, ServerSpec};
 
 use super::abort::way_back;
@@ -115,6 +115,79 @@ async fn a_rehearsal_that_fails_leaves_production_healthy_and_cleans_up_after_it
         fails_and_is_cleaned_up(&world, &wanted, "1 of 7 keys are not what snapshot").await;
         // The API of data that is not what was saved never began to serve.
     }
+}
+
+/// Goes on with further plans while locations have no capacity, as the command does. The plans, and why there is no further.
+async fn with_further_plans(world: &MemoryWorld, wanted: &Wanted) -> (Vec<Plan>, Option<String>) {
+    let (mut plans, mut course): (Vec<Plan>, _) = (Vec::new(), Course::default());
+    loop {
+        let id = format!("p{}", plans.len() + 1);
+        let plan = match draw_plan(&world.world(), "ssh-ed25519 AAAA", wanted, &course, &id).await {
+            Ok(plan) => plan,
+            Err(error) => return (plans, Some(error.to_string())),
+        };
+        plans.push(plan.clone());
+        match process(world, &plan, MemoryJournal::default()).await {
+            Ok(()) => return (plans, None),
+            Err(RunError::Step { step, source, .. }) if source.code == ErrorCode::NoCapacity => {
+                course.unavailable.insert(may_go_elsewhere(&plan, &step).expect("a copy may").to_owned());
+                (course.lineage, course.parent) = (Some(plan.lineage), Some(plan.id));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_finds_no_room_is_planned_again_elsewhere_in_the_declared_order() {
+    for (name, full, servers) in [
+        ("sandbox-restore", &["nbg1"][..], vec![("demo-copy-m1", "hel1")]),
+        ("sandbox-restore", &["nbg1", "hel1"], vec![("demo-copy-m1", "fsn1")]),
+        (
+            "rebuild-from-git",
+            &["hel1"],
+            vec![
+                ("demo-copy-m1", "fsn1"),
+                ("demo-copy-m2", "nbg1"),
+                ("demo-copy-m3", "nbg1"),
+                ("demo-copy-w1", "nbg1"),
+            ],
+        ),
+    ] {
+        let wanted = Wanted::Runbook(runbook(name, &[]));
+        let world = before(&wanted).await;
+        let was = production(&world).await;
+        for location in full {
+            world.cloud.set_capacity(location, false);
+        }
+        let (plans, refused) = with_further_plans(&world, &wanted).await;
+        assert_eq!((plans.len(), refused), (full.len() + 1, None), "{name}");
+        let last = plans.last().expect("some");
+        let of = |field: &str| {
+            last.steps
+                .iter()
+                .filter(|s| s.kind == "server.create")
+                .map(move |s| s.params[field].clone())
+                .collect::<Vec<_>>()
+        };
+        let placed: Vec<_> = of("name").into_iter().zip(of("location")).collect();
+        let expected: Vec<_> = servers.iter().map(|(name, location)| ((*name).into(), (*location).into())).collect();
+        assert_eq!(placed, expected);
+        assert!(last.findings.iter().any(|f| f.ends_with("has no capacity")), "{:?}", last.findings);
+        if name == "rebuild-from-git" {
+            assert_eq!(last.steps[0].id, "discard-before", "what the first plan made goes first: {:?}", last.findings);
+        }
+        assert_eq!(copies(&world).await, Vec::<String>::new());
+        assert_eq!(production(&world).await, was, "production was touched");
+    }
+    let wanted = Wanted::Runbook(runbook("sandbox-restore", &[]));
+    let world = before(&wanted).await;
+    for location in ["fsn1", "nbg1", "hel1"] {
+        world.cloud.set_capacity(location, false);
+    }
+    let (plans, refused) = with_further_plans(&world, &wanted).await;
+    assert_eq!(plans.len(), 3, "every location was tried");
+    assert!(refused.expect("nowhere is left").contains("no location has capacity for m1"));
 }
 
 #[tokio::test]

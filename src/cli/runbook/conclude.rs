@@ -27,8 +27,7 @@ impl Measured {
     /// Starts the canaries. Where none is acknowledged, the run goes on: a cluster that is down is to be brought back.
     pub async fn begin(context: &Context, connected: &Connected, plan: &Plan, dir: &RunDir) -> Self {
         if on_copy(plan) {
-            // Nothing is written into production for a rehearsal beside it.
-            return Self { canaries: None };
+            return Self::of_a_copy();
         }
         let canaries = match Canaries::start(&connected.world, &plan.id, &dir.file("canaries.jsonl")) {
             Ok(mut canaries) => {
@@ -45,6 +44,16 @@ impl Measured {
             }
         };
         Self { canaries }
+    }
+
+    /// Nothing is written into production for a rehearsal beside it.
+    pub fn of_a_copy() -> Self {
+        Self { canaries: None }
+    }
+
+    /// Counts the canaries that are acknowledged; none: none are written.
+    pub fn acknowledged(&self) -> Option<tokio::sync::watch::Receiver<u64>> {
+        self.canaries.as_ref().map(Canaries::acknowledged)
     }
 
     /// Ends the canaries, counts them, draws up the evidence, keeps it here and in the bucket, and says how it was.
@@ -98,7 +107,8 @@ impl Measured {
     }
 }
 
-fn on_copy(plan: &Plan) -> bool {
+/// Whether a plan works on a copy of the cluster.
+pub fn on_copy(plan: &Plan) -> bool {
     plan.runbook.as_ref().is_some_and(|r| works_on_copy(&r.runbook))
 }
 

@@ -13,7 +13,7 @@ use crate::cli::drive::{Manner, draw_and_execute};
 use crate::cli::members::FollowedEtcd;
 use crate::cli::snapshot::take::take_now;
 use crate::cli::{CliError, Context, ExitKind, certificates, resume, runbook};
-use crate::config::{Action, LogPolicy, RecoveryPointChoice, RetentionConfig};
+use crate::config::{Action, Approval, LogPolicy, RecoveryPointChoice, RetentionConfig};
 use crate::drill::{Evidence, Verdict};
 use crate::journal::{RunStatus, StepState, mirrored_runs, read_mirrored};
 use crate::plan::Plan;
@@ -226,7 +226,9 @@ fn rehearse(
     let result = match begun {
         Some(run) => finish(&run, context),
         None => {
-            let wanted = runbook::scheduled(&order.turn, snapshot, context).map_err(port)?;
+            // A run of such a schedule is ordered when it was approved.
+            let approved = order.schedule.approval == Approval::Required;
+            let wanted = runbook::scheduled(&order.turn, snapshot, approved, context).map_err(port)?;
             draw_and_execute(context, &wanted, &Manner { yes: true, step: false }).map(|_| ())
         }
     };

@@ -247,6 +247,97 @@ fn a_cluster_with_every_trap_is_cleared_in_order() {
     assert_eq!(put_back(&back, &|_| true), None, "nothing says any more that something is relaxed");
 }
 
+/// A workload with the replica set (if it has one) and the pod that are its.
+fn workload(found: &mut Found, plural: &str, name: &str, labels: Value, replicas: Option<u64>) {
+    let mut made =
+        object(name, Some("ops"), json!({"metadata": {"labels": labels, "resourceVersion": "3"}, "spec": {}}));
+    if let Some(replicas) = replicas {
+        made["spec"]["replicas"] = replicas.into();
+    }
+    let owned = |kind: &str, by: &str| json!({"ownerReferences": [{"kind": kind, "name": by, "controller": true}]});
+    let mut pod = object(&format!("{name}-pod"), Some("ops"), json!({"spec": {"nodeName": "w1"}}));
+    if plural == "deployments" {
+        let set = format!("{name}-set");
+        let made = object(&set, Some("ops"), json!({"metadata": owned("Deployment", name), "spec": {"replicas": 1}}));
+        found.entry("replicasets".into()).or_default().push(made);
+        merge(&mut pod, &json!({"metadata": owned("ReplicaSet", &set)}));
+    } else {
+        merge(&mut pod, &json!({"metadata": owned("StatefulSet", name)}));
+    }
+    found.entry(plural.into()).or_default().push(made);
+    found.entry("pods".into()).or_default().push(pod);
+}
+
+#[test]
+fn what_acts_on_the_whole_cluster_stands_still_and_comes_back_as_it_was() {
+    let mut found = fixture();
+    let flux = json!({"app.kubernetes.io/part-of": "flux", "app.kubernetes.io/component": "kustomize-controller"});
+    workload(&mut found, "deployments", "kustomize-controller", flux, None);
+    let argo = json!({"app.kubernetes.io/part-of": "argocd", "app.kubernetes.io/component": "application-controller"});
+    workload(&mut found, "statefulsets", "argocd-application-controller", argo.clone(), Some(2));
+    let page = json!({"app.kubernetes.io/part-of": "argocd", "app.kubernetes.io/component": "server"});
+    workload(&mut found, "deployments", "argocd-server", page, Some(1));
+    workload(&mut found, "deployments", "cluster-autoscaler", json!({"app": "cluster-autoscaler"}), Some(1));
+    workload(&mut found, "deployments", "ours", json!({"hk-dr/suspend-in-recovery": "true"}), Some(1));
+    workload(&mut found, "deployments", "shop", json!({"app": "shop"}), Some(3));
+    // Its team had stopped it before.
+    workload(&mut found, "statefulsets", "argocd-old", argo, Some(0));
+    let lease =
+        object("kustomize-controller", Some("ops"), json!({"spec": {"holderIdentity": "kustomize-controller-pod_7"}}));
+    found.entry("leases".into()).or_default().push(lease);
+
+    let decided = decide(&found, &known());
+    let after = applied(&found, &decided.edits);
+    let of = |found: &Found, plural: &str| -> Vec<(String, Value)> {
+        found[plural].iter().map(|o| (name(o).to_owned(), o["spec"]["replicas"].clone())).collect()
+    };
+    let stopped = |name: &str, replicas: u64| (name.to_owned(), json!(replicas));
+    assert_eq!(
+        of(&after, "deployments"),
+        [
+            stopped("kustomize-controller", 0),
+            stopped("argocd-server", 1),
+            stopped("cluster-autoscaler", 0),
+            stopped("ours", 0),
+            stopped("shop", 3),
+        ]
+    );
+    assert_eq!(of(&after, "statefulsets"), [stopped("argocd-application-controller", 0), stopped("argocd-old", 0)]);
+    let pods: Vec<&str> = after["pods"].iter().map(name).filter(|n| n.ends_with("-pod")).collect();
+    assert_eq!(pods, ["argocd-server-pod", "shop-pod", "argocd-old-pod"], "what acted runs no more");
+    assert!(after["leases"].iter().all(|l| name(l) != "kustomize-controller"), "a successor need not wait for it");
+    // Nothing would start them again before their own controllers know, and nothing acts on Nodes before they stand still.
+    let sets = of(&after, "replicasets");
+    assert!(
+        sets.contains(&stopped("kustomize-controller-set", 0)) && sets.contains(&stopped("shop-set", 1)),
+        "{sets:?}"
+    );
+    let place = |plural: &str| decided.edits.iter().position(|e| e.at.plural == plural);
+    assert!(place("validatingwebhookconfigurations") < place("deployments") && place("replicasets") < place("nodes"));
+    for cut in 0..=decided.edits.len() {
+        let halfway = applied(&found, &decided.edits[..cut]);
+        assert_eq!(applied(&halfway, &decide(&halfway, &known()).edits), after, "after {cut} edits and a death");
+    }
+
+    let mut back = after.clone();
+    for plural in ["deployments", "statefulsets"] {
+        for workload in back.get_mut(plural).unwrap() {
+            if let Some(patch) = resumed(workload) {
+                merge(workload, &patch);
+            }
+        }
+    }
+    assert_eq!(back["deployments"][0]["spec"]["replicas"], 1, "one is the default");
+    assert_eq!(back["statefulsets"][0]["spec"]["replicas"], 2);
+    assert_eq!(back["statefulsets"][1]["spec"]["replicas"], 0, "it was stopped before");
+    for workload in back["deployments"].iter().chain(&back["statefulsets"]) {
+        assert!(
+            workload["metadata"]["annotations"].get(SUSPENDED).is_none() && resumed(workload).is_none(),
+            "{workload}"
+        );
+    }
+}
+
 #[test]
 fn a_node_that_lives_on_another_server_is_made_anew_without_the_old_ones_id() {
     let mut known = known();

@@ -1,4 +1,4 @@
-use jiff::civil::{DateTime, Time, Weekday};
+use jiff::civil::{Date, DateTime, Time, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
@@ -100,13 +100,28 @@ fn blackout_end(blackout: &Blackout, now: DateTime) -> Option<DateTime> {
         return (from..to).contains(&now).then_some(to);
     }
     let (from, to) = (blackout.from.parse::<Time>().ok()?, blackout.to.parse::<Time>().ok()?);
+    weekly_end(from, to, &blackout.days, now)
+}
+
+/// When a time that comes every week (none: every day) ends, if it holds now. One that does not end after its beginning ends
+/// on the next day.
+pub(in crate::plan) fn weekly_end(from: Time, to: Time, days: &[Day], now: DateTime) -> Option<DateTime> {
     // One over midnight may have begun yesterday.
     [now.date(), now.date().yesterday().ok()?].into_iter().find_map(|day| {
-        let listed = blackout.days.is_empty() || blackout.days.iter().any(|d| weekday(*d) == day.weekday());
         let last = if to <= from { day.tomorrow().ok()? } else { day };
         let (begin, end) = (day.to_datetime(from), last.to_datetime(to));
-        (listed && (begin..end).contains(&now)).then_some(end)
+        (is_listed(days, day) && (begin..end).contains(&now)).then_some(end)
     })
+}
+
+/// When such a time begins next.
+pub(in crate::plan) fn weekly_begin(from: Time, days: &[Day], now: DateTime) -> Option<DateTime> {
+    let dates = std::iter::successors(Some(now.date()), |day| day.tomorrow().ok()).take(8);
+    dates.filter(|day| is_listed(days, *day)).map(|day| day.to_datetime(from)).find(|begin| *begin > now)
+}
+
+fn is_listed(days: &[Day], date: Date) -> bool {
+    days.is_empty() || days.iter().any(|d| weekday(*d) == date.weekday())
 }
 
 fn weekday(day: Day) -> Weekday {

@@ -81,6 +81,31 @@ async fn traps(kube: &dyn Kube) {
     make(&at(GUARD, "validatingwebhookconfigurations", None), guard).await;
 }
 
+/// Flux with its replica set and pod on w1, which lives, as controllers that do not run here would have made them.
+async fn flux(kube: &dyn Kube) {
+    let labels = json!({"app.kubernetes.io/part-of": "flux", "app": "source-controller"});
+    let template = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let spec = json!({"replicas": 2, "selector": {"matchLabels": {"app": "source-controller"}}, "template": template});
+    let owned = |by: &Value, kind: &str| {
+        json!([{"apiVersion": "apps/v1", "kind": kind, "controller": true,
+            "name": by["metadata"]["name"], "uid": by["metadata"]["uid"]}])
+    };
+    let deployment = json!({"metadata": {"name": "source-controller", "labels": labels}, "spec": spec});
+    let deployment = kube.create(&at("apps/v1", "deployments", Some("shop")), &deployment).await.unwrap();
+    let metadata = json!({"name": "source-controller-1", "ownerReferences": owned(&deployment, "Deployment")});
+    let set = json!({"metadata": metadata, "spec": spec});
+    let set = kube.create(&at("apps/v1", "replicasets", Some("shop")), &set).await.unwrap();
+    let metadata = json!({"name": "source-controller-1-a", "ownerReferences": owned(&set, "ReplicaSet")});
+    let pod = json!({"metadata": metadata,
+        "spec": {"nodeName": "w1", "containers": [{"name": "c", "image": "i"}]}});
+    kube.create(&core("pods", Some("shop")), &pod).await.unwrap();
+}
+
+async fn replicas(kube: &dyn Kube, plural: &str, name: &str) -> Value {
+    let found = kube.get(&at("apps/v1", plural, Some("shop")), name).await.unwrap().unwrap();
+    json!([found["spec"]["replicas"], found["metadata"]["annotations"]["hk-dr/suspended-replicas"]])
+}
+
 /// Waits until the API server has heard of the guard's state.
 async fn changes_are_refused(kube: &dyn Kube, wanted: bool) {
     let label = json!({"metadata": {"labels": {"changed": "yes"}}});
@@ -107,6 +132,7 @@ async fn every_trap_of_a_restore_is_cleared_through_a_real_api() {
     let (_api, kube) = Api::start().await;
     let kube: &dyn Kube = &kube;
     traps(kube).await;
+    flux(kube).await;
     changes_are_refused(kube, true).await;
     let known = Known {
         living: ["w1".to_owned()].into(),
@@ -137,9 +163,18 @@ async fn every_trap_of_a_restore_is_cleared_through_a_real_api() {
         "{all}"
     );
     assert_eq!(decide(&look(kube).await.unwrap(), &known).edits, [], "once is enough");
+    // Its pod ran on a server that lives; nothing may start another one.
+    assert_eq!(replicas(kube, "deployments", "source-controller").await, json!([0, "2"]));
+    assert_eq!(replicas(kube, "replicasets", "source-controller-1").await, json!([0, null]));
+    assert_eq!(suspended_workloads(kube).await.unwrap(), ["shop/source-controller"]);
 
     // Neither a service that is gone nor one without endpoints answers: it stays relaxed, and that is said.
-    let settled = settle(kube, Duration::from_millis(100)).await.unwrap();
+    let copied = settle(kube, Duration::from_millis(100), false).await.unwrap();
+    assert!(copied.done.is_empty() && suspended_workloads(kube).await.unwrap().len() == 1, "not in a copy: {copied:?}");
+    let settled = settle(kube, Duration::from_millis(100), true).await.unwrap();
+    assert_eq!(settled.done, ["shop/source-controller runs again"]);
+    assert_eq!(replicas(kube, "deployments", "source-controller").await, json!([2, null]));
+    assert!(settled.findings.iter().any(|f| f.contains("what Git has now is applied")), "{settled:?}");
     assert!(settled.findings.iter().any(|f| f.contains("closed.guard.example") && f.contains("shop/guard:8443")));
     assert!(settled.findings.iter().any(|f| f.contains("namespace old is still being deleted")), "{settled:?}");
     let service = json!({"metadata": {"name": "guard"}, "spec": {"ports": [{"port": 8443}]}});
