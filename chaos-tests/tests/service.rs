@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+#[path = "service/listen.rs"]
+mod listen;
 #[path = "service/unit.rs"]
 mod unit;
 #[path = "service/volumes.rs"]

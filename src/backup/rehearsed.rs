@@ -87,7 +87,7 @@ impl BucketBackups {
         verification.not_served.clone_from(&not_served);
         let clock = self.source()?.clock.as_ref();
         verify::judge(self.store.as_ref(), &manifest, clock, Ok(verification)).await?;
-        Ok(Served { objects, not_served })
+        Ok(Served { objects, not_served, canary: None })
     }
 }
 

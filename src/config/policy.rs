@@ -28,6 +28,9 @@ pub struct Policy {
     /// Ship every change continuously; without it only snapshots are taken.
     #[serde(default)]
     pub log: Option<LogPolicy>,
+    /// Write a canary into the cluster again and again: rehearsals on a copy measure by it what would have been lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryPolicy>,
     /// Which snapshots stay; without it what `cluster.yaml` says. `snapshot.prune` and `hk-dr snapshot prune` go by it.
     #[serde(default)]
     pub retention: Option<RetentionConfig>,
@@ -88,6 +91,14 @@ pub struct LogPolicy {
     /// How much may wait on the service's disk, encrypted, while the bucket is away, in MiB.
     #[serde(default = "default_spool_mib")]
     pub spool_mib: u32,
+}
+
+/// One object, `default/hk-dr-canary`, that says when it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CanaryPolicy {
+    /// How often it is written, in seconds: what is lost is measured no finer than this.
+    pub every_seconds: u32,
 }
 
 /// One thing that is done again and again.

@@ -43,7 +43,7 @@ impl Rules<'_> {
             let message = format!("`{}` is no IANA time zone", policy.time_zone);
             self.wrong("timeZone", message, "such as `Europe/Berlin` or `UTC`");
         }
-        if policy.schedules.is_empty() && policy.log.is_none() {
+        if policy.schedules.is_empty() && policy.log.is_none() && policy.canary.is_none() {
             let hint = "give it `schedules` or `log`; `hk-dr policy show backups` prints an example";
             self.wrong("schedules", "a policy without schedules and log does nothing", hint);
         }
@@ -56,6 +56,9 @@ impl Rules<'_> {
             for (field, value, least, most) in ranges {
                 self.range(&format!("log.{field}"), value, least, most);
             }
+        }
+        if let Some(canary) = &policy.canary {
+            self.range("canary.everySeconds", canary.every_seconds, 5, 3600);
         }
         self.unique("schedules", policy.schedules.iter().map(|s| s.name.as_str()));
         for (index, schedule) in policy.schedules.iter().enumerate() {

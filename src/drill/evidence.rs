@@ -10,7 +10,7 @@ use super::Attempt;
 use crate::config::Cluster;
 use crate::journal::{Body, Event};
 use crate::plan::{Plan, works_on_copy};
-use crate::steps::Agreement;
+use crate::steps::{Agreement, Mark};
 
 mod copy;
 
@@ -151,6 +151,8 @@ pub struct Circumstances<'a> {
     pub survivors: Option<&'a BTreeSet<String>>,
     /// The run before, if there was one.
     pub previous: Option<Link>,
+    /// The service's canary in production when a rehearsal on a copy began.
+    pub mark: Option<Mark>,
 }
 
 /// Draws it up.
@@ -161,7 +163,7 @@ pub fn evidence(plan: &Plan, events: &[Event], around: &Circumstances<'_>) -> Ev
     let recovery = recovery(plan, events, around.attempts, targets.recovery_seconds);
     let stop = stop_time(plan, events);
     let recovery_point = match plan.runbook.as_ref().is_some_and(|r| works_on_copy(&r.runbook)) {
-        true => copy::recovery_point(events, targets.recovery_point_seconds),
+        true => copy::recovery_point(events, around.mark, targets.recovery_point_seconds),
         false => recovery_point(around, stop, targets.recovery_point_seconds),
     };
     let writes = writes(around.attempts, targets.writes_percent);
@@ -192,7 +194,7 @@ pub fn evidence(plan: &Plan, events: &[Event], around: &Circumstances<'_>) -> Ev
         resumed: u32::try_from(events.iter().filter(|e| matches!(e.body, Body::RunResumed)).count())
             .unwrap_or(u32::MAX),
         steps,
-        copy: copy::copy(plan, events),
+        copy: copy::copy(plan, events, around.mark),
         previous: around.previous.clone(),
     };
     (evidence.verdict, evidence.reasons) = judge(&evidence, finished, plan.snapshot.as_deref());

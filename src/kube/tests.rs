@@ -80,6 +80,17 @@ async fn objects_of_any_kind_are_made_read_changed_and_deleted() {
     assert!(kube.delete(&maps, "one", Some(0)).await.unwrap());
     assert!(!kube.delete(&maps, "one", None).await.unwrap());
 
+    // The service's canary.
+    use crate::steps::Mark;
+    assert_eq!(Mark::read(&kube).await.unwrap(), None);
+    for at in ["2026-11-23T12:00:00Z", "2026-11-23T12:01:00Z"] {
+        let mark = Mark { at: at.parse().unwrap(), every_seconds: 60 };
+        mark.write(&kube).await.unwrap();
+        assert_eq!(Mark::read(&kube).await.unwrap(), Some(mark));
+    }
+    kube.patch(&maps, "hk-dr-canary", &json!({"data": {"at": "yesterday"}})).await.unwrap();
+    assert_eq!(Mark::read(&kube).await.unwrap(), None, "what can't be read is none");
+
     // Lists come whole, over several pages, and their objects say what they are.
     for i in 0..260 {
         let name = format!("page-{i:03}");

@@ -210,6 +210,9 @@ pub struct Served {
     pub objects: u64,
     /// Keys that no API server serves as an object, by kind.
     pub not_served: std::collections::BTreeMap<String, u64>,
+    /// When the service's canary was written that the copy has.
+    #[serde(default)]
+    pub canary: Option<jiff::Timestamp>,
 }
 
 /// Pinned binaries on this machine.

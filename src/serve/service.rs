@@ -13,9 +13,10 @@ use super::tend::{Once, Pace, tend, told};
 use super::view::{ClusterView, ScheduleView, View, observe, strictest, trouble};
 use super::work::Work;
 use crate::backup::log::status;
-use crate::config::{Heartbeat, LogPolicy, Policy};
+use crate::config::{CanaryPolicy, Heartbeat, LogPolicy, Policy};
 use crate::plan::schedule::{Book, Timing};
 use crate::ports::{Clock, ObjectStore, PortError};
+use crate::steps::Mark;
 
 /// Runs that are shown of what comes next.
 const NEXT: usize = 3;
@@ -24,6 +25,9 @@ const SHIP_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from
 
 /// A writer of the log renews its lease every three seconds; one that was silent for so long is dead.
 const WRITER_SILENT: Duration = Duration::from_secs(30);
+
+/// How long one write of the canary may take.
+const MARK_WITHIN: Duration = Duration::from_secs(10);
 
 /// One cluster that the service looks after.
 pub struct Tended {
@@ -199,6 +203,9 @@ impl Service {
             if let Some(log) = tended.policies.iter().find_map(|p| p.log.clone()) {
                 schedules.spawn(ship(Arc::clone(tended), log, stop.clone()));
             }
+            if let Some(canary) = tended.policies.iter().find_map(|p| p.canary) {
+                loops.spawn(keep_mark(Arc::clone(tended), canary, stop.clone()));
+            }
             for heartbeat in tended.policies.iter().filter_map(|p| p.heartbeat.clone()) {
                 loops.spawn(Arc::clone(&self).heart(index, heartbeat, stop.clone()));
             }
@@ -278,6 +285,31 @@ impl Service {
                 () = stop.cancelled() => return,
                 () = sleep(pause) => {}
             }
+        }
+    }
+}
+
+/// Writes the canary as often as is declared. Several instances write the same one: the last is the newest.
+pub(super) async fn keep_mark(tended: Arc<Tended>, canary: CanaryPolicy, stop: CancellationToken) {
+    let mut ticks = interval(Duration::from_secs(canary.every_seconds.into()));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let told_once = Once::default();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let mark = Mark { at: tended.clock.now(), every_seconds: canary.every_seconds };
+        let failed = match timeout(MARK_WITHIN, tended.work.mark(mark)).await {
+            Ok(result) => result.err().map(|e| told(&e)),
+            Err(_) => Some(format!("no answer within {} s", MARK_WITHIN.as_secs())),
+        };
+        // An API that is away is told once, and once that it is back.
+        if told_once.set(failed.clone()) {
+            tended.say(&match failed {
+                Some(error) => format!("warning: the canary was not written: {error}"),
+                None => "the canary is written again".to_owned(),
+            });
         }
     }
 }

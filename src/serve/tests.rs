@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::books::book_key;
+use super::service::keep_mark;
+use crate::config::CanaryPolicy;
 use crate::plan::schedule::{Book, Outcome};
 use crate::ports::ObjectStore;
 use crate::s3::MemoryStore;
@@ -78,6 +80,24 @@ async fn a_bucket_that_is_away_delays_and_loses_nothing() {
     let hours: Vec<_> = book.past.iter().map(|past| past.at).collect();
     assert!(hours.windows(2).all(|pair| pair[1].duration_since(pair[0]) == HOUR_LONG), "{hours:?}");
     assert_eq!(worker.done().len(), worker.done().iter().collect::<std::collections::BTreeSet<_>>().len());
+}
+
+#[tokio::test]
+async fn the_canary_is_written_as_often_as_is_declared_until_it_stops() {
+    let (store, worker) = (MemoryStore::new(), Arc::new(Worker::default()));
+    let own = Arc::new(Instance { name: "one".into(), shared: Arc::clone(&worker) });
+    let tended = tended(policy(HOURLY), &store, own, Arc::new(Hands::new(1)));
+    let stop = CancellationToken::new();
+    // Oftener than anybody may declare.
+    let canary = CanaryPolicy { every_seconds: 1 };
+    let keeping = tokio::spawn(keep_mark(tended, canary, stop.clone()));
+    while worker.marks.lock().unwrap().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stop.cancel();
+    keeping.await.unwrap();
+    let marks = worker.marks.lock().unwrap().clone();
+    assert!(marks[1].at > marks[0].at && marks.iter().all(|mark| mark.every_seconds == 1), "{marks:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,6 +6,7 @@ use super::view::{Gauges, RunView};
 use crate::config::{LogPolicy, Schedule};
 use crate::plan::schedule::Turn;
 use crate::ports::PortResult;
+use crate::steps::Mark;
 
 /// One run of a schedule.
 #[derive(Debug, Clone)]
@@ -47,6 +48,8 @@ pub trait Work: Send + Sync {
     async fn perform(&self, order: &Order) -> PortResult<Report>;
     /// Ships the log until `stop`, or until something needs a person.
     async fn ship(&self, log: &LogPolicy, stop: CancellationToken) -> PortResult<()>;
+    /// Writes the canary by which rehearsals measure what would be lost.
+    async fn mark(&self, mark: Mark) -> PortResult<()>;
     /// Runs on this machine that have not ended, step by step.
     fn running(&self) -> Vec<RunView>;
     /// What only this cluster's connections know.

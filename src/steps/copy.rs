@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use super::mark::Mark;
 use super::waiting::until;
 use super::{Observed, StepContext, StepKind};
 use crate::plan::params::{CopyCompare, CopyDiscard, CopyServed};
@@ -79,7 +80,8 @@ impl StepKind for CopyServedStep {
 
     async fn apply(&self, cx: &StepContext<'_>, params: &CopyServed) -> PortResult<Served> {
         let kube = cx.world.kube(&cx.server(&params.server).await?.host()).await?;
-        cx.world.backups.served(&params.snapshot, kube).await
+        let served = cx.world.backups.served(&params.snapshot, Arc::clone(&kube)).await?;
+        Ok(Served { canary: Mark::read(kube.as_ref()).await?.map(|mark| mark.at), ..served })
     }
 }
 

@@ -32,6 +32,7 @@ mod floating_ip;
 mod machine_healthy;
 mod machine_ready;
 mod manual_wait;
+mod mark;
 mod master_configure;
 mod member_change;
 mod network_create;
@@ -65,6 +66,7 @@ pub use cluster_clean::Cleaned;
 pub use copy::Discarded;
 pub use etcd_agree::Agreement;
 pub use manual_wait::{Approval, approval, approve};
+pub use mark::Mark;
 pub use servers::{HOST_KEY_LABEL, ServerOutput};
 pub use world::{World, load_secrets};
 

@@ -86,7 +86,7 @@ impl Backups for MemoryWorld {
         if !kube.ready().await? {
             return Err(PortError::new(ErrorCode::Unreachable, "the API server is not ready"));
         }
-        Ok(Served { objects: 5, not_served: BTreeMap::new() })
+        Ok(Served { objects: 5, not_served: BTreeMap::new(), canary: None })
     }
 }
 

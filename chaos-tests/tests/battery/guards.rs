@@ -60,6 +60,7 @@ async fn ran_before(world: &MemoryWorld, plan: &Plan, run: &str, seconds: i64) {
             attempts: &attempts,
             survivors: None,
             previous: None,
+            mark: None,
         },
     );
     evidence.run = run.into();

@@ -5,17 +5,21 @@ use std::time::Duration;
 use crate::cli::connect::Connected;
 use crate::cli::{CliError, Context, ExitKind};
 use crate::drill::{
-    Attempt, Canaries, Circumstances, Evidence, Link, Verdict, evidence, read_canaries, remove_canaries, survivors,
+    Attempt, Canaries, Circumstances, Evidence, Link, Verdict, any_api, evidence, read_canaries, remove_canaries,
+    survivors,
 };
 use crate::plan::{Plan, works_on_copy};
 use crate::ports::{PortResult, PutCondition};
 use crate::report::{digest, run_page};
 use crate::runs::{RunDir, Runs};
+use crate::steps::Mark;
 
 /// How long the first canary may take before the run goes on without.
 const FIRST_WITHIN: Duration = Duration::from_secs(5);
 const EVIDENCE_FILE: &str = "evidence.json";
 const EVIDENCE_BYTES_MAX: u64 = 8 << 20;
+/// Beside the run's journal: the service's canary as it was when the run began.
+const MARK_FILE: &str = "canary.json";
 const REPORT_FILE: &str = "report.html";
 
 /// A run that is measured.
@@ -27,6 +31,7 @@ impl Measured {
     /// Starts the canaries. Where none is acknowledged, the run goes on: a cluster that is down is to be brought back.
     pub async fn begin(context: &Context, connected: &Connected, plan: &Plan, dir: &RunDir) -> Self {
         if on_copy(plan) {
+            note_mark(connected, plan, dir).await;
             return Self::of_a_copy();
         }
         let canaries = match Canaries::start(&connected.world, &plan.id, &dir.file("canaries.jsonl")) {
@@ -124,6 +129,26 @@ async fn previous(connected: &Connected, plan: &Plan) -> PortResult<Option<Link>
     Ok(Some(Link { run, sha256: digest(&document) }))
 }
 
+/// Notes the service's canary as production has it when a rehearsal beside it begins. Reads only; where nothing can be read,
+/// the age of the snapshot has to do.
+async fn note_mark(connected: &Connected, plan: &Plan, dir: &RunDir) {
+    let is_new = dir.replay(plan).is_ok_and(|(events, _)| events.is_empty());
+    if !is_new || dir.file(MARK_FILE).exists() {
+        return;
+    }
+    let read = async { Mark::read(any_api(&connected.world).await.ok()?.as_ref()).await.ok()? };
+    if let Ok(Some(mark)) = tokio::time::timeout(FIRST_WITHIN, read).await
+        && let Ok(text) = serde_json::to_vec(&mark)
+    {
+        // What can't be kept is not measured by.
+        let _ = crate::secrets::write_file(&dir.file(MARK_FILE), 0o600, &text, true);
+    }
+}
+
+fn noted_mark(dir: &RunDir) -> Option<Mark> {
+    serde_json::from_slice(&std::fs::read(dir.file(MARK_FILE)).ok()?).ok()
+}
+
 fn draw_up(
     connected: &Connected,
     plan: &Plan,
@@ -143,6 +168,7 @@ fn draw_up(
             attempts,
             survivors,
             previous,
+            mark: noted_mark(dir),
         },
     ))
 }

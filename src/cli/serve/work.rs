@@ -14,13 +14,14 @@ use crate::cli::members::FollowedEtcd;
 use crate::cli::snapshot::take::take_now;
 use crate::cli::{CliError, Context, ExitKind, certificates, resume, runbook};
 use crate::config::{Action, Approval, LogPolicy, RecoveryPointChoice, RetentionConfig};
-use crate::drill::{Evidence, Verdict};
+use crate::drill::{Evidence, Verdict, any_api};
 use crate::journal::{RunStatus, StepState, mirrored_runs, read_mirrored};
 use crate::plan::Plan;
 use crate::plan::schedule::draw;
-use crate::ports::{ErrorCode, PortError, PortResult};
+use crate::ports::{ErrorCode, Kube, PortError, PortResult};
 use crate::runs::Runs;
 use crate::serve::{Gauges, Order, Report, RunView, Work};
+use crate::steps::Mark;
 
 /// Runs that are looked through for those that have not ended.
 const RUNS_MAX: usize = 20;
@@ -41,6 +42,8 @@ pub(super) struct Commands {
     retention: RetentionConfig,
     /// What stays when backups of volumes are.
     pub(super) volume_retention: RetentionConfig,
+    /// The API that took the canary last.
+    api: tokio::sync::Mutex<Option<Arc<dyn Kube>>>,
     /// When the first one ends, and when that was asked.
     certificates: tokio::sync::Mutex<Option<(Instant, Option<jiff::Timestamp>)>>,
 }
@@ -53,7 +56,14 @@ impl Commands {
         volume_retention: RetentionConfig,
     ) -> Self {
         let context = Context::new(context.global.clone());
-        Self { context, connected, retention, volume_retention, certificates: tokio::sync::Mutex::default() }
+        Self {
+            context,
+            connected,
+            retention,
+            volume_retention,
+            api: tokio::sync::Mutex::default(),
+            certificates: tokio::sync::Mutex::default(),
+        }
     }
 
     pub(super) fn cluster(&self) -> &str {
@@ -284,6 +294,18 @@ impl Work for Commands {
             event: &|event| super::tell(&crate::cli::log::tell(&event)),
         };
         ship(&request, async move { stop.cancelled().await }).await.map(|_| ())
+    }
+
+    async fn mark(&self, mark: Mark) -> PortResult<()> {
+        let mut known = self.api.lock().await;
+        let api = match known.take() {
+            Some(api) => api,
+            None => any_api(&self.connected.world).await?,
+        };
+        // One that failed is looked for anew next time: another master may answer.
+        mark.write(api.as_ref()).await?;
+        *known = Some(api);
+        Ok(())
     }
 
     fn running(&self) -> Vec<RunView> {

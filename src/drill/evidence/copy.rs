@@ -11,6 +11,7 @@ use super::{RecoveryPoint, output, seconds};
 use crate::journal::{Body, Event};
 use crate::plan::{Plan, works_on_copy};
 use crate::ports::{Compared, Served};
+use crate::steps::Mark;
 
 /// A copy of the cluster, made for the rehearsal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -35,6 +36,13 @@ pub struct CopyEvidence {
     /// What it has cost by the end of the run: hours begun since its first server was ordered.
     pub cost: Option<f64>,
     pub after: Kept,
+    /// When the service's canary was written that production had when the rehearsal began; none: it keeps none there.
+    #[serde(default)]
+    pub canary_in_production: Option<String>,
+    /// When the one was written that the copy has. The recovery point is the time between them; without either it is the age
+    /// of the snapshot.
+    #[serde(default)]
+    pub canary_in_copy: Option<String>,
 }
 
 /// What became of a copy.
@@ -58,7 +66,7 @@ fn first(events: &[Event], is: impl Fn(&Body) -> bool) -> Option<Timestamp> {
     events.iter().find(|e| is(&e.body)).map(|e| e.at)
 }
 
-pub(super) fn copy(plan: &Plan, events: &[Event]) -> Option<CopyEvidence> {
+pub(super) fn copy(plan: &Plan, events: &[Event], mark: Option<Mark>) -> Option<CopyEvidence> {
     let run = plan.runbook.as_ref().filter(|r| works_on_copy(&r.runbook))?;
     let compared: Option<Compared> = read(events, "compare");
     let served: Option<Served> = read(events, "served");
@@ -73,6 +81,8 @@ pub(super) fn copy(plan: &Plan, events: &[Event]) -> Option<CopyEvidence> {
         keys_equal: compared.as_ref().map(|c| c.equal),
         keys_ended_with_lease: compared.as_ref().map(|c| c.ended_with_lease),
         objects_served: served.as_ref().map(|s| s.objects),
+        canary_in_production: kept(mark, events).map(|mark| mark.at.to_string()),
+        canary_in_copy: served.as_ref().and_then(|s| s.canary).map(|at| at.to_string()),
         not_served: served.map(|s| s.not_served).unwrap_or_default(),
         currency: run.cost.as_ref().map(|c| c.currency.clone()),
         cost_hour: run.cost.as_ref().map(|c| c.hour),
@@ -85,12 +95,20 @@ pub(super) fn copy(plan: &Plan, events: &[Event]) -> Option<CopyEvidence> {
     })
 }
 
-/// What would have been lost is what is younger than the snapshot.
-pub(super) fn recovery_point(events: &[Event], target_seconds: Option<u32>) -> RecoveryPoint {
+/// Production's canary, if it was still written when the run began.
+fn kept(mark: Option<Mark>, events: &[Event]) -> Option<Mark> {
+    mark.zip(events.first()).filter(|(mark, first)| mark.is_kept(first.at)).map(|(mark, _)| mark)
+}
+
+/// What would have been lost: what is between the canary that the copy has and the one that production had. Where none is
+/// kept, what is younger than the snapshot.
+pub(super) fn recovery_point(events: &[Event], mark: Option<Mark>, target_seconds: Option<u32>) -> RecoveryPoint {
+    let there = read::<Served>(events, "served").and_then(|served| served.canary);
+    let by_canaries = kept(mark, events).zip(there).map(|(mark, there)| (there, mark.at));
     let taken = read::<Compared>(events, "compare").map(|c| c.taken_at);
-    let began = events.first().map(|e| e.at);
-    let age = taken.zip(began).map(|(taken, began)| seconds(taken, began).max(0.0));
-    RecoveryPoint { seconds: age, target_seconds, ..RecoveryPoint::default() }
+    let lost = by_canaries.or_else(|| taken.zip(events.first().map(|e| e.at)));
+    let lost = lost.map(|(from, to)| seconds(from, to).max(0.0));
+    RecoveryPoint { seconds: lost, target_seconds, ..RecoveryPoint::default() }
 }
 
 /// What is good about it, and what is not.
@@ -105,11 +123,15 @@ pub(super) fn findings(copy: &CopyEvidence, point: &RecoveryPoint, finished: boo
     if let Some(objects) = copy.objects_served {
         good.push(format!("{objects} objects are served, Secrets decrypted"));
     }
+    let by = match copy.canary_in_production.is_some() && copy.canary_in_copy.is_some() {
+        true => "by the service's canary",
+        false => "by the snapshot's age: the service keeps no canary there",
+    };
     match (point.seconds, point.target_seconds) {
         (Some(age), Some(target)) if age > f64::from(target) => {
-            failed.push(format!("the snapshot was {age:.0} s old, allowed were {target} s"));
+            failed.push(format!("{age:.0} s would have been lost ({by}), allowed are {target} s"));
         }
-        (Some(age), _) => good.push(format!("what is younger than {age:.0} s would have been lost")),
+        (Some(age), _) => good.push(format!("what is younger than {age:.0} s would have been lost ({by})")),
         (None, _) => {}
     }
     if let (Some(cost), Some(currency)) = (copy.cost, &copy.currency) {

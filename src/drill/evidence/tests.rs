@@ -82,6 +82,7 @@ fn judged(events: &[Event], attempts: &[Attempt], survivors: &[&str]) -> Evidenc
         attempts,
         survivors: Some(&survivors),
         previous: None,
+        mark: None,
     };
     evidence(&plan(), events, &around)
 }
@@ -104,6 +105,65 @@ fn a_missed_target_a_lost_canary_and_a_broken_run_each_fail() {
     let broken = judged(&events(17)[..5], &[canary(5, true)], &["c5"]);
     assert_eq!(broken.verdict, Verdict::Failed);
     assert!(broken.reasons[0].contains("did not end"), "{:?}", broken.reasons);
+}
+
+/// A rehearsal on a copy that began at second 0, from a snapshot that was an hour old.
+fn rehearsed(in_copy: Option<i64>, in_production: Option<i64>, target: u32) -> Evidence {
+    let text = include_str!("../../../runbooks/sandbox-restore.yaml");
+    let mut plan = plan();
+    plan.steps = vec![step_of("compare", "copy.compare"), step_of("served", "copy.served")];
+    if let Some(run) = &mut plan.runbook {
+        run.runbook = load_runbook(text, "r.yaml").unwrap();
+        run.runbook.targets.recovery_point_seconds = Some(target);
+        run.runbook.targets.recovery_seconds = None;
+    }
+    let compared = serde_json::json!({"taken_at": at(-3600), "revision": 1, "keys": 2, "equal": 2,
+        "ended_with_lease": 0, "differing": []});
+    let served = serde_json::json!({"objects": 2, "not_served": {}, "canary": in_copy.map(at)});
+    let bodies = [
+        Body::RunStarted { run: "r1".into(), plan: "r1".into() },
+        Body::StepStarted { step: "compare".into(), attempt: 1 },
+        Body::StepFinished { step: "compare".into(), found: false, output: compared },
+        Body::StepStarted { step: "served".into(), attempt: 1 },
+        Body::StepFinished { step: "served".into(), found: false, output: served },
+        Body::RunFinished,
+    ];
+    let event = |(seq, body)| Event { seq, at: at(0), format: JOURNAL_FORMAT, binary_version: "0".into(), body };
+    let cluster = parse(include_str!("../../../examples/demo/cluster.yaml"), "cluster.yaml").unwrap();
+    let around = Circumstances {
+        cluster: &cluster,
+        started_by: "me".into(),
+        git_commit: None,
+        attempts: &[],
+        survivors: None,
+        previous: None,
+        mark: in_production.map(|second| Mark { at: at(second), every_seconds: 60 }),
+    };
+    evidence(&plan, &(0..).zip(bodies).map(event).collect::<Vec<_>>(), &around)
+}
+
+#[test]
+fn what_a_copy_lost_is_told_by_the_canary_that_the_service_keeps() {
+    // The log went along: the copy has much that is younger than its snapshot.
+    let found = rehearsed(Some(-95), Some(-30), 90);
+    assert_eq!((found.recovery_point.seconds, found.verdict), (Some(65.0), Verdict::Passed), "{:?}", found.reasons);
+    let copy = found.copy.unwrap();
+    assert_eq!(
+        (copy.canary_in_copy, copy.canary_in_production),
+        (Some(at(-95).to_string()), Some(at(-30).to_string()))
+    );
+    let found = rehearsed(Some(-195), Some(-30), 90);
+    assert_eq!(found.verdict, Verdict::Failed);
+    assert!(found.reasons[0].contains("165 s would have been lost (by the service's canary)"), "{:?}", found.reasons);
+}
+
+#[test]
+fn a_canary_that_nobody_writes_any_more_does_not_hide_what_a_copy_lost() {
+    for (in_copy, in_production) in [(Some(-900), Some(-900)), (None, Some(-30)), (Some(-95), None)] {
+        let found = rehearsed(in_copy, in_production, 90);
+        assert_eq!((found.recovery_point.seconds, found.verdict), (Some(3600.0), Verdict::Failed));
+        assert!(found.reasons[0].contains("by the snapshot's age"), "{:?}", found.reasons);
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::config::{LogPolicy, Policy, load_policy};
 use crate::ports::{Clock, ErrorCode, PortError, PortResult};
 use crate::s3::{Fault, MemoryStore, Operation};
 use crate::serve::{Gauges, Notifier, Order, Pace, Report, RunView, Secrets, Tended, Work, tend};
+use crate::steps::Mark;
 
 pub const HOURLY: &str = "action: snapshot.take, cron: \"0 * * * *\"";
 pub const HOUR_LONG: SignedDuration = SignedDuration::from_hours(1);
@@ -54,6 +55,7 @@ pub struct Worker {
     attempts: Mutex<BTreeMap<Timestamp, u32>>,
     held: AtomicBool,
     hanging: AtomicBool,
+    pub marks: Mutex<Vec<Mark>>,
 }
 
 impl Worker {
@@ -95,6 +97,10 @@ impl Work for Instance {
     }
     async fn ship(&self, _: &LogPolicy, stop: CancellationToken) -> PortResult<()> {
         stop.cancelled().await;
+        Ok(())
+    }
+    async fn mark(&self, mark: Mark) -> PortResult<()> {
+        self.shared.marks.lock().unwrap().push(mark);
         Ok(())
     }
     fn running(&self) -> Vec<RunView> {
