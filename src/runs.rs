@@ -168,7 +168,7 @@ impl RunDir {
 }
 
 /// What to choose from where a run can't be read.
-fn other_version(run: &str) -> String {
+pub fn other_version(run: &str) -> String {
     format!(
         "nothing was touched; continue with the hk-dr that wrote it, or give the run up with `hk-dr abort {run} --abandon` and \
          plan again: a new plan finds what is there"

@@ -22,7 +22,7 @@ use crate::plan::{
     DestroyChoice, Plan, PlanError, Purpose, RebuildChoice, RunbookChoice, RunbookRun, may_begin, may_go_elsewhere,
 };
 use crate::ports::ErrorCode;
-use crate::runs::{RunDir, Runs};
+use crate::runs::{RunDir, Runs, other_version};
 use crate::steps::{Cleaned, Registry};
 
 /// Plans of one run that may replace one another: one per location that fails, and one to spare.
@@ -391,6 +391,10 @@ pub fn stopped(plan: &Plan, error: RunError) -> CliError {
     };
     let mut cli = CliError::new(kind, format!("run {} stopped: {error}", plan.id));
     cli.hints.extend(hint);
+    if matches!(error, RunError::Unknown(_) | RunError::Illegal(_)) {
+        // This version would only refuse it again.
+        return cli.hint(other_version(&plan.id));
+    }
     cli.hint(format!("what was done is recorded; `hk-dr resume {}` continues from here", plan.id))
 }
 

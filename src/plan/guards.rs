@@ -124,6 +124,7 @@ fn ask_first(plan: &mut Plan, basis: &Basis<'_>, choice: &RunbookChoice) {
         title,
         reason: "the runbook asks for it before anything is touched".into(),
         deadline_seconds: MANUAL_WITHIN_SECONDS,
+        seen_absent: false,
     };
     plan.steps.insert(0, step);
 }

@@ -255,7 +255,7 @@ impl Service {
         }
     }
 
-    fn publish(&self, index: usize, cluster: &ClusterView, now: Timestamp) {
+    pub(super) fn publish(&self, index: usize, cluster: &ClusterView, now: Timestamp) {
         self.view.send_modify(|view| {
             let view = Arc::make_mut(view);
             view.at = now;
@@ -264,7 +264,7 @@ impl Service {
     }
 
     /// Calls while the newest snapshot is young enough: that it stops is the alarm.
-    async fn heart(self: Arc<Self>, index: usize, heartbeat: Heartbeat, stop: CancellationToken) {
+    pub(super) async fn heart(self: Arc<Self>, index: usize, heartbeat: Heartbeat, stop: CancellationToken) {
         let tended = &self.clusters[index];
         let limit = f64::from(heartbeat.while_snapshot_younger_than_hours) * 3600.0;
         let every = Duration::from_secs(60 * u64::from(heartbeat.every_minutes));

@@ -86,6 +86,29 @@ async fn a_runbook_whose_last_runs_were_away_for_too_long_is_not_run_again() {
     assert!(says.starts_with("maximumOutageSeconds does not hold: the API was away for up to 90.0 s"), "{says}");
 }
 
+#[tokio::test]
+async fn a_step_or_journal_of_another_version_is_refused_before_anything_is_touched() {
+    let wanted = Wanted::Runbook(runbook("volume-reattach", &["m2"]));
+    let world = before(&wanted).await;
+    let was = outcome(&world).await;
+    let plan = draw(&world, &wanted).await;
+    let mut later = plan.clone();
+    // The last step: everything before it is known, and is not begun all the same.
+    later.steps.last_mut().expect("some").version += 1;
+    let journal = MemoryJournal::default();
+    let refused = process(&world, &later, journal.clone()).await.expect_err("it is refused");
+    assert!(matches!(&refused, RunError::Unknown(_)), "{refused}");
+    assert!(journal.events().is_empty(), "not even its beginning is recorded");
+    assert_eq!(outcome(&world).await, was);
+
+    let journal = MemoryJournal::default();
+    let _ = process(&world, &plan, journal.stopping_after(3)).await;
+    let mut events = journal.events();
+    events[1].format += 1;
+    let refused = RunState::replay(&plan, &events).expect_err("it is refused").to_string();
+    assert!(refused.contains("this version reads") && refused.contains("written by hk-dr"), "{refused}");
+}
+
 fn window(from: &str, to: &str) -> Window {
     Window { time_zone: "Europe/Berlin".into(), days: Vec::new(), from: from.into(), to: to.into() }
 }

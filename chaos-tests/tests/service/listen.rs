@@ -90,7 +90,8 @@ fn the_page_is_served_at_this_machines_own_address_in_the_vpn_and_nowhere_else()
     );
 
     // A way there, but not through the VPN.
-    place.ip(&["link", "add", "lan0", "type", "dummy"]);
+    place.ip(&["link", "add", "lan0", "type", "veth", "peer", "name", "lan1"]);
+    place.ip(&["link", "set", "lan1", "up"]);
     place.ip(&["addr", "add", "192.0.2.5/24", "dev", "lan0"]);
     place.ip(&["link", "set", "lan0", "up"]);
     place.ip(&["route", "add", "10.0.0.0/16", "dev", "lan0"]);

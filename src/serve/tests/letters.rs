@@ -1,13 +1,20 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use jiff::SignedDuration;
+use tokio_util::sync::CancellationToken;
+
 use axum::routing::any;
 use secrecy::SecretString;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 
+use super::support::*;
 use crate::config::{Heartbeat, News, Policy, Route, load_policy};
-use crate::serve::{Letter, Notifier, Secrets, deliver};
+use crate::ports::{Clock, SystemClock};
+use crate::s3::MemoryStore;
+use crate::serve::view::SnapshotView;
+use crate::serve::{Letter, Notifier, Options, Pace, Secrets, Service, deliver};
 
 fn letter(news: News) -> Letter {
     let at = "2026-06-01T02:00:00Z".parse().unwrap();
@@ -109,6 +116,50 @@ async fn a_heartbeat_calls_its_url() {
     let heartbeat = Heartbeat { url_secret: "url".into(), every_minutes: 1, while_snapshot_younger_than_hours: 8 };
     notifier.beat(&heartbeat).await.unwrap();
     assert_eq!(arrives(&heard, 1).await.len(), 1);
+}
+
+/// A service that has seen a newest snapshot of that age, and what its dead man's switch is called while it beats.
+async fn beats(hours: i64) -> usize {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (url, heard) = receiver(0).await;
+    let now = SystemClock.now();
+    let own = Arc::new(Instance { name: "one".into(), shared: Arc::default() });
+    let tended = tended(policy(HOURLY), &MemoryStore::new(), own, Arc::new(SystemClock));
+    let options = Options {
+        at_once: 1,
+        grace: Duration::from_secs(1),
+        look_every: Duration::from_secs(60),
+        pace: Pace::default(),
+        holder: "test/1".into(),
+    };
+    let notifier = Notifier::start(secrets(&url), Duration::from_millis(1), |_| {});
+    let service = Service::new(options, vec![tended], notifier, now);
+    let mut cluster = service.view().clusters.remove(0);
+    cluster.snapshots = vec![SnapshotView {
+        id: "s".into(),
+        taken_at: now - SignedDuration::from_hours(hours),
+        revision: 1,
+        stored_bytes: 1,
+        proven: false,
+        proof: "unproven".into(),
+    }];
+    service.publish(0, &cluster, now);
+    let heartbeat = Heartbeat { url_secret: "url".into(), every_minutes: 1, while_snapshot_younger_than_hours: 8 };
+    let stop = CancellationToken::new();
+    let beating = tokio::spawn(Arc::clone(&service).heart(0, heartbeat, stop.clone()));
+    // The first beat is at once; the next would be in a minute.
+    tokio::time::sleep(Duration::from_millis(if hours < 8 { 0 } else { 500 })).await;
+    let expected = usize::from(hours < 8);
+    let count = arrives(&heard, expected).await.len();
+    stop.cancel();
+    beating.await.unwrap();
+    count
+}
+
+#[tokio::test]
+async fn a_dead_mans_switch_is_called_only_while_the_newest_snapshot_is_young() {
+    assert_eq!(beats(7).await, 1);
+    assert_eq!(beats(9).await, 0, "silence is the alarm");
 }
 
 /// A mail server that takes one mail.
