@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use super::connect::Connected;
 use super::display::StepLines;
 use super::hold::{Held, hold};
@@ -15,7 +13,7 @@ use super::runbook::{Measured, on_copy};
 use super::{CliError, Context, ExitKind};
 use crate::config::{Cluster, OnFailure};
 use crate::drawing::{Course, DrawError, Wanted, draw_plan, world_of};
-use crate::drill::Vigil;
+use crate::drill::{Pulse, Vigil};
 use crate::engine::{Engine, Run, RunError};
 use crate::journal::{Body, Event, FileJournal, JournalError, Mirror, MirroredJournal, RunState};
 use crate::plan::{
@@ -255,7 +253,7 @@ async fn measure(
         return Ok(execute(context, connected, held, plan, dir, manner).await);
     }
     let measured = Measured::begin(context, connected, plan, dir).await;
-    let result = execute_watched(context, connected, held, plan, dir, manner, measured.acknowledged()).await;
+    let result = execute_watched(context, connected, held, plan, dir, manner, measured.pulse()).await;
     // What comes of a rehearsal that has to go elsewhere is said by the plan that replaces this one, or when there is none.
     if on_copy(plan) && result.as_ref().is_err_and(|failed| location_without_capacity(plan, failed).is_some()) {
         return Ok(result);
@@ -280,7 +278,7 @@ pub(super) async fn execute(
     execute_watched(context, connected, held, plan, dir, manner, None).await
 }
 
-/// The same; `acknowledged` counts the canaries of a runbook's run, by which it may be ended.
+/// The same; a runbook's run may be ended by its canaries.
 async fn execute_watched(
     context: &Context,
     connected: &Connected,
@@ -288,7 +286,7 @@ async fn execute_watched(
     plan: &Plan,
     dir: &RunDir,
     manner: &Manner,
-    acknowledged: Option<watch::Receiver<u64>>,
+    pulse: Option<Pulse>,
 ) -> Result<(), RunError> {
     let (journal, events) = FileJournal::open(&dir.journal())?;
     let mut journal = super::crash::wrap(journal);
@@ -310,7 +308,7 @@ async fn execute_watched(
                 eprintln!("note: {text}");
             }
         };
-        gate = Vigil::over(gate, plan, &events, clock, acknowledged, Box::new(say));
+        gate = Vigil::over(gate, plan, &events, clock, pulse, Box::new(say));
     }
     let engine = Engine { registry, world: world_of(plan, &connected.world)?, progress, gate };
     let result = engine.execute(plan, &mut run).await;

@@ -29,6 +29,8 @@ const WITHIN: Duration = Duration::from_millis(2500);
 const AT_ONCE: usize = 12;
 /// Between two looks at the cloud's list of servers, while nobody answers.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long the first canary may take before the run goes on without.
+const FIRST_WITHIN: Duration = Duration::from_secs(5);
 
 /// One write that was tried.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,10 +43,35 @@ pub struct Attempt {
     pub through: Option<String>,
 }
 
+/// What a run knows of its canaries while it is under way.
+#[derive(Clone)]
+pub struct Pulse {
+    /// Writes that were acknowledged since this process began.
+    pub acknowledged: watch::Receiver<u64>,
+    /// None are written yet: the run waits for a person before it begins.
+    held: Arc<watch::Sender<bool>>,
+}
+
+impl Pulse {
+    /// Of canaries that are written already.
+    pub fn of(acknowledged: watch::Receiver<u64>) -> Self {
+        Self { acknowledged, held: Arc::new(watch::Sender::new(false)) }
+    }
+
+    /// Lets those be written that were held back, and waits a moment for the first to be acknowledged.
+    pub async fn begin(&self) {
+        if self.held.send_if_modified(std::mem::take) {
+            let mut acknowledged = self.acknowledged.clone();
+            let _ = tokio::time::timeout(FIRST_WITHIN, acknowledged.wait_for(|count| *count > 0)).await;
+        }
+    }
+}
+
 /// A writer that is under way.
 pub struct Canaries {
     stop: watch::Sender<bool>,
     acknowledged: watch::Receiver<u64>,
+    held: Arc<watch::Sender<bool>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -65,11 +92,12 @@ fn prefix(run: &str) -> String {
 }
 
 impl Canaries {
-    /// Starts writing; every attempt is appended to the file, also over several processes of one run.
+    /// Starts writing; every attempt is appended to the file, also over several processes of one run. `held`: not before
+    /// [`Pulse::begin`].
     ///
     /// # Errors
     /// The file can't be written.
-    pub fn start(world: &World, run: &str, log: &Path) -> PortResult<Self> {
+    pub fn start(world: &World, run: &str, log: &Path, held: bool) -> PortResult<Self> {
         let number = read(log).map_or(0, |attempts| attempts.len());
         let file = OpenOptions::new()
             .append(true)
@@ -86,13 +114,14 @@ impl Canaries {
             apis: tokio::sync::RwLock::default(),
             acknowledged,
         });
-        let task = tokio::spawn(write(writer, number, stopped));
-        Ok(Self { stop, acknowledged: receiver, task })
+        let held = Arc::new(watch::Sender::new(held));
+        let task = tokio::spawn(write(writer, number, held.subscribe(), stopped));
+        Ok(Self { stop, acknowledged: receiver, held, task })
     }
 
-    /// Counts the writes that were acknowledged since this process began.
-    pub fn acknowledged(&self) -> watch::Receiver<u64> {
-        self.acknowledged.clone()
+    /// What the run is to know of them.
+    pub fn pulse(&self) -> Pulse {
+        Pulse { acknowledged: self.acknowledged.clone(), held: Arc::clone(&self.held) }
     }
 
     /// Whether a write was acknowledged before the deadline.
@@ -110,7 +139,16 @@ impl Canaries {
     }
 }
 
-async fn write(writer: Arc<Writer>, mut number: usize, mut stopped: watch::Receiver<bool>) {
+async fn write(
+    writer: Arc<Writer>,
+    mut number: usize,
+    mut held: watch::Receiver<bool>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    tokio::select! {
+        _ = held.wait_for(|held| !*held) => {}
+        _ = stopped.changed() => return,
+    }
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut under_way = JoinSet::new();
     let mut ticks = tokio::time::interval(EVERY);

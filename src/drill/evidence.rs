@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Attempt;
 use crate::config::Cluster;
 use crate::journal::{Body, Event};
-use crate::plan::{Plan, works_on_copy};
+use crate::plan::{APPROVAL, Plan, works_on_copy};
 use crate::steps::{Agreement, Mark};
 
 mod copy;
@@ -327,7 +327,9 @@ fn stop_time(plan: &Plan, events: &[Event]) -> Option<Timestamp> {
 }
 
 fn recovery(plan: &Plan, events: &[Event], attempts: &[Attempt], target_seconds: Option<u32>) -> Recovery {
-    let from = stop_time(plan, events).or_else(|| events.first().map(|e| e.at));
+    // How long a person took to agree is no part of it.
+    let agreed = events.iter().find(|e| matches!(&e.body, Body::StepFinished { step, .. } if step == APPROVAL));
+    let from = stop_time(plan, events).or_else(|| agreed.or(events.first()).map(|e| e.at));
     // Servers whose API server this plan starts.
     let acted_on: BTreeSet<&str> =
         plan.steps.iter().filter(|s| s.kind == "api.start").filter_map(|s| s.params["server"].as_str()).collect();

@@ -4,6 +4,6 @@ mod canaries;
 mod evidence;
 mod vigil;
 
-pub use canaries::{Attempt, Canaries, any_api, read as read_canaries, remove as remove_canaries, survivors};
+pub use canaries::{Attempt, Canaries, Pulse, any_api, read as read_canaries, remove as remove_canaries, survivors};
 pub use evidence::*;
 pub use vigil::{Say, Vigil};

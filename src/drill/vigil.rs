@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use super::Pulse;
 use crate::config::AbortWhen;
 use crate::engine::Gate;
 use crate::journal::{Body, Event};
@@ -26,7 +27,7 @@ pub struct Vigil {
     plan: Plan,
     abort: AbortWhen,
     clock: Arc<dyn Clock>,
-    acknowledged: Option<watch::Receiver<u64>>,
+    pulse: Option<Pulse>,
     /// A step that is not a person's was begun, by this process or one before.
     begun: watch::Sender<bool>,
     /// A step without a way back was begun.
@@ -36,13 +37,13 @@ pub struct Vigil {
 }
 
 impl Vigil {
-    /// Over another gate, for the run of a plan whose journal holds these events. `acknowledged` counts canaries.
+    /// Over another gate, for the run of a plan whose journal holds these events, with its canaries.
     pub fn over(
         gate: Arc<dyn Gate>,
         plan: &Plan,
         events: &[Event],
         clock: Arc<dyn Clock>,
-        acknowledged: Option<watch::Receiver<u64>>,
+        pulse: Option<Pulse>,
         say: Say,
     ) -> Arc<dyn Gate> {
         let Some(run) = &plan.runbook else { return gate };
@@ -62,7 +63,7 @@ impl Vigil {
             plan: plan.clone(),
             abort,
             clock,
-            acknowledged,
+            pulse,
             begun: watch::Sender::new(begun),
             past: AtomicBool::new(past),
             window_ends,
@@ -80,9 +81,10 @@ impl Vigil {
     }
 
     async fn silence(&self) -> String {
-        let (Some(seconds), Some(mut acknowledged)) = (self.abort.outage_seconds, self.acknowledged.clone()) else {
+        let (Some(seconds), Some(pulse)) = (self.abort.outage_seconds, &self.pulse) else {
             return std::future::pending().await;
         };
+        let mut acknowledged = pulse.acknowledged.clone();
         // An API that was away before this run began is brought back by it.
         if acknowledged.wait_for(|count| *count > 0).await.is_err() {
             return std::future::pending().await;
@@ -121,6 +123,9 @@ impl Gate for Vigil {
         }
         if !*self.begun.borrow() {
             may_begin(&self.plan, self.clock.now()).map_err(closed)?;
+        }
+        if let Some(pulse) = &self.pulse {
+            pulse.begin().await;
         }
         self.gate.enter(step).await?;
         self.begun.send_replace(true);

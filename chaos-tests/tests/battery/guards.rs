@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hk_dr::config::{AbortWhen, Consent, Window, load_runbook};
 use hk_dr::drawing::{Course, Wanted, draw_plan};
-use hk_dr::drill::{Attempt, Circumstances, Vigil, evidence};
+use hk_dr::drill::{Attempt, Circumstances, Pulse, Vigil, evidence};
 use hk_dr::engine::{Gate, Open, RunError};
 use hk_dr::journal::{MemoryJournal, RunState, StepState};
 use hk_dr::plan::{APPROVAL, Plan, PlanError, RunbookChoice, may_begin};
@@ -217,7 +217,8 @@ fn watched(world: &MemoryWorld, plan: &Plan) -> (Arc<dyn Gate>, watch::Sender<u6
     let said = Said::default();
     let heard = Arc::clone(&said);
     let say = move |text: &str| heard.lock().expect("whole").push(text.to_owned());
-    let gate = Vigil::over(Arc::new(Open), plan, &[], world.world().clock, Some(acknowledged), Box::new(say));
+    let gate =
+        Vigil::over(Arc::new(Open), plan, &[], world.world().clock, Some(Pulse::of(acknowledged)), Box::new(say));
     (gate, writes, said)
 }
 

@@ -5,10 +5,10 @@ use std::time::Duration;
 use crate::cli::connect::Connected;
 use crate::cli::{CliError, Context, ExitKind};
 use crate::drill::{
-    Attempt, Canaries, Circumstances, Evidence, Link, Verdict, any_api, evidence, read_canaries, remove_canaries,
-    survivors,
+    Attempt, Canaries, Circumstances, Evidence, Link, Pulse, Verdict, any_api, evidence, read_canaries,
+    remove_canaries, survivors,
 };
-use crate::plan::{Plan, works_on_copy};
+use crate::plan::{APPROVAL, Plan, works_on_copy};
 use crate::ports::{PortResult, PutCondition};
 use crate::report::{digest, run_page};
 use crate::runs::{RunDir, Runs};
@@ -34,9 +34,12 @@ impl Measured {
             note_mark(connected, plan, dir).await;
             return Self::of_a_copy();
         }
-        let canaries = match Canaries::start(&connected.world, &plan.id, &dir.file("canaries.jsonl")) {
+        // Nobody knows how long a person takes: until then nothing is written.
+        let held = plan.steps.iter().any(|step| step.id == APPROVAL)
+            && dir.replay(plan).is_ok_and(|(_, state)| !state.is_finished(APPROVAL));
+        let canaries = match Canaries::start(&connected.world, &plan.id, &dir.file("canaries.jsonl"), held) {
             Ok(mut canaries) => {
-                if !canaries.first(FIRST_WITHIN).await && !context.global.quiet {
+                if !held && !canaries.first(FIRST_WITHIN).await && !context.global.quiet {
                     eprintln!("note: no API server acknowledges writes now; canaries begin when one does");
                 }
                 Some(canaries)
@@ -56,9 +59,9 @@ impl Measured {
         Self { canaries: None }
     }
 
-    /// Counts the canaries that are acknowledged; none: none are written.
-    pub fn acknowledged(&self) -> Option<tokio::sync::watch::Receiver<u64>> {
-        self.canaries.as_ref().map(Canaries::acknowledged)
+    /// What the run is to know of its canaries; none: none are written.
+    pub fn pulse(&self) -> Option<Pulse> {
+        self.canaries.as_ref().map(Canaries::pulse)
     }
 
     /// Ends the canaries, counts them, draws up the evidence, keeps it here and in the bucket, and says how it was.

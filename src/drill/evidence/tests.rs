@@ -143,6 +143,24 @@ fn rehearsed(in_copy: Option<i64>, in_production: Option<i64>, target: u32) -> E
 }
 
 #[test]
+fn the_time_that_a_person_takes_to_agree_does_not_count() {
+    let mut plan = plan();
+    plan.steps = vec![step_of(APPROVAL, "manual.wait"), step_of("api", "api.start"), step_of("write", "api.write")];
+    let done = |step: &str| Body::StepFinished { step: step.into(), found: false, output: serde_json::json!(null) };
+    let bodies = [
+        (0, Body::RunStarted { run: "r1".into(), plan: "r1".into() }),
+        (0, Body::StepStarted { step: APPROVAL.into(), attempt: 1 }),
+        (7200, done(APPROVAL)),
+        (7201, done("api")),
+        (7205, done("write")),
+    ];
+    let event =
+        |(seq, (second, body))| Event { seq, at: at(second), format: JOURNAL_FORMAT, binary_version: "0".into(), body };
+    let events: Vec<Event> = (0..).zip(bodies).map(event).collect();
+    assert_eq!(recovery(&plan, &events, &[], None).seconds, Some(5.0));
+}
+
+#[test]
 fn what_a_copy_lost_is_told_by_the_canary_that_the_service_keeps() {
     // The log went along: the copy has much that is younger than its snapshot.
     let found = rehearsed(Some(-95), Some(-30), 90);
