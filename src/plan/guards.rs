@@ -168,14 +168,19 @@ pub(super) fn check(basis: &Basis<'_>, runbook: &Runbook, chosen: &[&MasterConfi
         }
     }
     if guards.majority_stays {
-        let others = basis.cluster.masters.iter().filter(|m| !chosen.iter().any(|c| c.name == m.name));
-        let stay: Vec<&str> = others.filter(|m| serves_etcd(basis, m)).map(|m| m.name.as_str()).collect();
+        let is_chosen = |master: &MasterConfig| chosen.iter().any(|c| c.name == master.name);
+        let others = || basis.cluster.masters.iter().filter(|m| !is_chosen(m));
+        let stay: Vec<&str> = others().filter(|m| serves_etcd(basis, m)).map(|m| m.name.as_str()).collect();
+        let taken: Vec<&str> = chosen.iter().map(|m| m.name.as_str()).collect();
+        let mut gone = vec![format!("the runbook takes {}", taken.join(", "))];
+        gone.extend(others().filter(|m| !serves_etcd(basis, m)).filter_map(|m| not_serving(basis, m)));
         let members = basis.inventory.members.len().max(basis.cluster.masters.len());
         if stay.len() <= members / 2 {
             let reason = format!(
-                "etcd has {members} members and would keep {} of them ({}), which is no majority",
+                "etcd has {members} members and would keep {} of them ({}), which is no majority: {}",
                 stay.len(),
-                if stay.is_empty() { "none".to_owned() } else { stay.join(", ") }
+                if stay.is_empty() { "none".to_owned() } else { stay.join(", ") },
+                gone.join("; ")
             );
             let hint = "replace one master at a time, when all others serve; where the majority is lost but the volumes \
                         exist, `hk-dr runbook run masters-from-volumes` brings it back, otherwise `hk-dr rebuild`";
