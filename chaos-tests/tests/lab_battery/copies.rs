@@ -70,13 +70,21 @@ pub fn sandbox(lab: &Lab) {
     let snapshots = lab.operator(&["snapshot", "list", "--json"], None);
     assert!(String::from_utf8_lossy(&snapshots.stdout).contains("drill"), "the snapshot counts as proven by a drill");
 
-    let fault = |what: &str| {
-        let args = ["lab", "fault", what, "--name", &lab.name, "location-unavailable", "hel1"];
-        succeeded(&lab.host(&args), what);
+    let unavailable = |location: &str| {
+        let args = ["lab", "fault", "add", "--name", &lab.name, "location-unavailable", location];
+        succeeded(&lab.host(&args), "a fault");
     };
-    fault("add");
+    // Its location has no capacity: the copy goes where the cluster could fall back to.
+    unavailable("hel1");
     let run = lab.operator(&["runbook", "run", "sandbox-restore", "--to", "hel1", "--yes"], None);
-    refused(&run, 1, &["its copy was deleted", "production was not touched", "--keep"]);
+    succeeded(&run, "a copy elsewhere");
+    assert!(String::from_utf8_lossy(&run.stderr).contains("hel1 has no capacity"), "it says so");
+    assert_eq!(evidence(lab)["verdict"], "passed");
+    for location in ["fsn1", "nbg1"] {
+        unavailable(location);
+    }
+    let run = lab.operator(&["runbook", "run", "sandbox-restore", "--to", "hel1", "--yes"], None);
+    refused(&run, 1, &["its copy was deleted", "production was not touched"]);
     assert_eq!(evidence(lab)["verdict"], "failed");
     let args = ["lab", "fault", "lift", "--name", &lab.name, "--all"];
     succeeded(&lab.host(&args), "no faults");
