@@ -108,8 +108,9 @@ pub fn die_everywhere(lab: &Lab, random: &mut StdRng, points: usize) {
         }
         whole(lab);
         for (volume, id) in unique(lab, "volumes").into_iter().filter(|(v, _)| v.contains("-before-")) {
+            // A hundred deaths come near the hour's limit of requests: curl waits as it is told.
             let script = format!(
-                "curl -fsS -X DELETE -H \"Authorization: Bearer $HCLOUD_TOKEN\" $HCLOUD_ENDPOINT/volumes/{id} >/dev/null"
+                "curl -fsS --retry 40 -X DELETE -H \"Authorization: Bearer $HCLOUD_TOKEN\" $HCLOUD_ENDPOINT/volumes/{id} >/dev/null"
             );
             let args = ["lab", "exec", "--name", &lab.name, "--from", "operator", "--", "sh", "-c", &script];
             succeeded(&lab.host(&args), &volume);
