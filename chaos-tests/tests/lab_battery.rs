@@ -85,8 +85,9 @@ impl Lab {
     }
 
     fn get(&self, path: &str) -> Value {
-        let script =
-            format!("curl -fsS --retry 40 -H \"Authorization: Bearer $HCLOUD_TOKEN\" $HCLOUD_ENDPOINT/{path}?per_page=50");
+        let script = format!(
+            "curl -fsS --retry 40 -H \"Authorization: Bearer $HCLOUD_TOKEN\" $HCLOUD_ENDPOINT/{path}?per_page=50"
+        );
         let output = self.host(&["lab", "exec", "--name", &self.name, "--from", "operator", "--", "sh", "-c", &script]);
         succeeded(&output, path);
         serde_json::from_slice(&output.stdout).expect("JSON")
