@@ -3,6 +3,7 @@
 //!
 //! Nothing in here trusts the file: every offset is checked, and damage is reported with the page it was found in.
 
+mod behind;
 mod error;
 mod key_value;
 mod meta;

@@ -6,19 +6,16 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::JoinHandle;
 
 use sha2::{Digest, Sha256};
 
 use super::BoltError;
+use super::behind::Behind;
 use super::meta;
 use super::page::{BRANCH, FREELIST, HEADER, LEAF};
 
 /// Written at once.
 const BUFFER_BYTES: usize = 1 << 20;
-/// Of them, how many wait to be written.
-const BUFFERS: usize = 2;
 /// A leaf of values larger than a page is filled up to here, so that little of its last page stays empty.
 const LEAF_BYTES_MAX: usize = 16 << 10;
 /// Where the freelist lies, and the first page behind it.
@@ -200,9 +197,7 @@ impl Pages {
     fn write(&mut self) -> Result<(), BoltError> {
         let bytes = self.buffer.len();
         let buffer = std::mem::replace(&mut self.buffer, Vec::with_capacity(bytes));
-        if self.behind.to_write.send((buffer, self.flushed)).is_err() {
-            return Err(self.behind.failed());
-        }
+        self.behind.write(buffer, self.flushed)?;
         self.flushed += bytes as u64;
         Ok(())
     }
@@ -213,39 +208,6 @@ impl Pages {
         self.behind.finish()?;
         Ok((self.file, self.page_size, self.next))
     }
-}
-
-/// A thread that writes while the next pages are filled.
-struct Behind {
-    to_write: SyncSender<(Vec<u8>, u64)>,
-    /// None once it was joined.
-    thread: Option<JoinHandle<std::io::Result<()>>>,
-}
-
-impl Behind {
-    fn begin(file: File) -> Self {
-        let (to_write, buffers) = sync_channel::<(Vec<u8>, u64)>(BUFFERS);
-        let write = move || buffers.iter().try_for_each(|(buffer, at)| file.write_all_at(&buffer, at));
-        Self { to_write, thread: Some(std::thread::spawn(write)) }
-    }
-
-    /// Waits until all is written.
-    fn finish(self) -> Result<(), BoltError> {
-        let Self { to_write, thread } = self;
-        drop(to_write);
-        join(thread).map_err(BoltError::Write)
-    }
-
-    /// Why it takes no more.
-    fn failed(&mut self) -> BoltError {
-        let why = join(self.thread.take()).err();
-        BoltError::Write(why.unwrap_or_else(|| std::io::Error::other("a write before this one failed")))
-    }
-}
-
-fn join(thread: Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result<()> {
-    let Some(thread) = thread else { return Err(std::io::Error::other("a write before this one failed")) };
-    thread.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread that writes died")))
 }
 
 /// The right edge of a bucket's tree: leaves at 0, the root last.
