@@ -281,6 +281,32 @@ impl ObjectStore for Copies {
         join_all(deletions).await.into_iter().collect()
     }
 
+    /// Each bucket that has it; what it misses is for `mirror`, which locks what it writes. The earliest end counts.
+    async fn lock_again(&self, key: &str) -> PortResult<Option<jiff::Timestamp>> {
+        let mut locks = Vec::new();
+        for store in &self.stores {
+            locks.push(timeout(self.patience, store.lock_again(key)));
+        }
+        let ended = join_all(locks).await;
+        let (mut earliest, mut failed, mut answered) = (None::<jiff::Timestamp>, None, false);
+        for (store, until) in self.stores.iter().zip(ended) {
+            match until.unwrap_or_else(|_| Err(late(store.as_ref(), key, self.patience))) {
+                Ok(until) => {
+                    answered = true;
+                    earliest = earliest.into_iter().chain(until).min();
+                }
+                Err(e) => {
+                    self.note(store.as_ref(), &e);
+                    failed = Some(e);
+                }
+            }
+        }
+        match failed {
+            Some(failed) if !answered => Err(failed),
+            _ => Ok(earliest),
+        }
+    }
+
     async fn presign_get(&self, key: &str, valid: Duration) -> PortResult<secrecy::SecretString> {
         let (index, _) = self.first(key, |store| store.head(key)).await?;
         self.stores[index].presign_get(key, valid).await

@@ -21,6 +21,7 @@ pub fn is_signed_kind(key: &str) -> bool {
         || (key.contains("/runs/") && (named("evidence.json") || named("report.html")))
         || key.ends_with("/recovery/secrets.tar.zst.age")
         || key.ends_with("/volumes/password.age")
+        || key.ends_with("/volumes/locked.json")
         || (key.contains("/volumes/backups/") && key.ends_with(".json"))
 }
 
@@ -145,6 +146,14 @@ impl ObjectStore for SignedStore {
             self.inner.delete(&signature_name(key)).await?;
         }
         Ok(())
+    }
+
+    async fn lock_again(&self, key: &str) -> PortResult<Option<jiff::Timestamp>> {
+        let until = self.inner.lock_again(key).await?;
+        if is_signed_kind(key) {
+            self.inner.lock_again(&signature_name(key)).await?;
+        }
+        Ok(until)
     }
 
     async fn presign_get(&self, key: &str, valid: Duration) -> PortResult<secrecy::SecretString> {

@@ -90,6 +90,11 @@ pub trait ObjectStore: Send + Sync {
     async fn list(&self, prefix: &str) -> PortResult<Vec<ObjectInfo>>;
     async fn upload(&self, key: &str) -> PortResult<Box<dyn Upload>>;
     async fn delete(&self, key: &str) -> PortResult<()>;
+    /// Locks an object as if it were written now, where what is written is locked; returns until when. None: nothing is
+    /// locked here, or not this object.
+    async fn lock_again(&self, _key: &str) -> PortResult<Option<jiff::Timestamp>> {
+        Ok(None)
+    }
     /// A URL that lets whoever holds it read this one object until it expires: how servers fetch what they need without
     /// holding a credential. It is a secret while it is valid.
     async fn presign_get(&self, key: &str, valid: Duration) -> PortResult<secrecy::SecretString>;

@@ -1,10 +1,11 @@
 //! Object locks: versions that nobody deletes before their time.
 
 use aws_sdk_s3::primitives::DateTime;
-use aws_sdk_s3::types::ObjectLockMode;
+use aws_sdk_s3::types::{ObjectLockMode, ObjectLockRetention, ObjectLockRetentionMode};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
+use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::{ObjectLock, S3Store, error};
@@ -75,6 +76,27 @@ impl S3Store {
         let asked = self.client.head_object().bucket(&self.bucket).key(key).version_id(version).send().await;
         let answer = asked.map_err(|e| error::map(&self.name, "ask for the lock of an object", &e))?;
         Ok(answer.object_lock_mode().cloned())
+    }
+
+    /// Until when the newest version is locked, in seconds since 1970.
+    #[cfg(test)]
+    pub(crate) async fn locked_until(&self, key: &str) -> Option<i64> {
+        let answer = self.client.head_object().bucket(&self.bucket).key(key).send().await.unwrap();
+        answer.object_lock_retain_until_date().map(DateTime::secs)
+    }
+
+    /// Locks the newest version from now on.
+    pub(super) async fn extend_lock(&self, key: &str, lock: ObjectLock) -> PortResult<Timestamp> {
+        let until = lock.until();
+        let retention = ObjectLockRetention::builder().mode(match lock.compliance {
+            true => ObjectLockRetentionMode::Compliance,
+            false => ObjectLockRetentionMode::Governance,
+        });
+        let retention = retention.retain_until_date(until).build();
+        let sent = self.client.put_object_retention().bucket(&self.bucket).key(key).retention(retention).send().await;
+        sent.map_err(|e| self.about_lock(key, error::map(&self.name, &format!("lock {key} again"), &e)))?;
+        Timestamp::from_second(until.secs())
+            .map_err(|e| PortError::new(ErrorCode::Invalid, format!("lock {key} again: {e}")))
     }
 
     /// Deletes one version for good.

@@ -325,6 +325,14 @@ impl ObjectStore for S3Store {
         Ok(())
     }
 
+    async fn lock_again(&self, key: &str) -> PortResult<Option<jiff::Timestamp>> {
+        check_key(key)?;
+        match self.lock_of(key) {
+            Some(lock) => self.extend_lock(key, lock).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     async fn presign_get(&self, key: &str, valid: Duration) -> PortResult<SecretString> {
         check_key(key)?;
         let window = PresigningConfig::expires_in(valid)

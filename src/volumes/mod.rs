@@ -2,6 +2,7 @@
 //! a relay of ours that keeps the bucket's credentials here and lets nothing be changed, and nothing removed but by pruning.
 
 mod listing;
+mod locks;
 mod proof;
 mod prune;
 mod records;

@@ -1,6 +1,7 @@
 //! Real restic against a real S3 server, with this machine in a server's place.
 
 mod damaged;
+mod locked;
 mod pruned;
 
 use std::net::SocketAddr;
