@@ -5,7 +5,7 @@ use futures::StreamExt;
 use serde::Serialize;
 
 use crate::ports::{ErrorCode, ObjectStore, PortError, PortResult, PutCondition};
-use crate::s3::{BucketSettings, LockRule, PART_BYTES};
+use crate::s3::{BucketSettings, LockRule, OldVersions, PART_BYTES};
 
 /// How good an answer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -156,6 +156,25 @@ pub fn judge(settings: &BucketSettings) -> Vec<Probe> {
         }
         Err(e) => unknown("versions", e),
     };
+    let old_versions = match (&settings.versions, &settings.old_versions) {
+        (Ok(false), _) => None,
+        (_, Ok(OldVersions::Stay)) => Some(probe(
+            "old versions",
+            "stay for ever",
+            Verdict::Weak,
+            "what `prune` removes is paid for all the same: a lifecycle rule with NoncurrentVersionExpiration removes it",
+        )),
+        (_, Ok(OldVersions::GoAfterDays(days))) => {
+            let found = format!("go after {days} days");
+            Some(probe(
+                "old versions",
+                found,
+                Verdict::Good,
+                "what `prune` removed goes then, and --as-of reaches back as far",
+            ))
+        }
+        (_, Err(e)) => Some(unknown("old versions", e)),
+    };
     let kept = "nobody deletes versions before their time";
     let lock = match (&settings.locks_hold, &settings.lock) {
         (Ok(Some(true)), _) => probe("object lock", "holds: a locked version was not deleted", Verdict::Good, kept),
@@ -186,7 +205,7 @@ pub fn judge(settings: &BucketSettings) -> Vec<Probe> {
         Ok(false) => probe("checksums", "ignored", Verdict::Weak, "damage on the way is noticed by `verify` only"),
         Err(e) => unknown("checksums", e),
     };
-    vec![versions, lock, checksums]
+    [Some(versions), old_versions, Some(lock), Some(checksums)].into_iter().flatten().collect()
 }
 
 /// What follows from its being a directory.

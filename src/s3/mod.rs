@@ -18,7 +18,7 @@ pub use as_of::AsOfStore;
 pub use config::{ObjectLock, S3Config};
 pub use dir::DirStore;
 pub use memory::{Fault, MemoryStore, Operation};
-pub use settings::{BucketSettings, LockRule};
+pub use settings::{BucketSettings, LockRule, OldVersions};
 pub use store::S3Store;
 
 /// Size of the parts that uploads are made of, in bytes. S3 allows 10,000 parts: 78 GiB an object.

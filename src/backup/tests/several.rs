@@ -257,6 +257,7 @@ async fn the_doctor_tells_what_a_bucket_really_does() {
     );
     let set_up = judge_settings(&store.settings("demo", "1").await);
     assert_eq!(verdict(&set_up, "versions"), DoctorVerdict::Good, "{set_up:?}");
+    assert!(set_up.iter().any(|p| p.what == "old versions" && p.found.starts_with("not known")), "{set_up:?}");
     assert_eq!(verdict(&set_up, "object lock"), DoctorVerdict::Weak, "possible is not done: {set_up:?}");
     for compliance in [true, false] {
         let lock = Some(ObjectLock { compliance, seconds: 86_400 });
