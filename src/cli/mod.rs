@@ -41,6 +41,7 @@ mod obtain;
 mod past_object;
 mod plan;
 mod policy;
+mod pruning;
 mod rebuild;
 mod recovered;
 mod report;

@@ -27,7 +27,7 @@ enum Command {
     /// Find out what a snapshot is worth, and record it.
     Verify(verify::Args),
     /// Remove what cluster.yaml says need not be kept, each decision with its reason.
-    Prune(prune::Args),
+    Prune(super::pruning::Args),
     /// Decrypt a snapshot into local files that etcdutl and tar take.
     Fetch(fetch::Args),
 }

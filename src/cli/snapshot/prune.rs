@@ -3,17 +3,8 @@ use comfy_table::{ContentArrangement, Table, presets};
 use super::{print_json, size};
 use crate::backup::{Pruning, plan_pruning, prune};
 use crate::cli::connect::connect;
-use crate::cli::{CliError, Context, ExitKind};
-
-#[derive(clap::Args)]
-pub(super) struct Args {
-    /// Only show each decision and its reason.
-    #[arg(long, conflicts_with = "yes")]
-    dry_run: bool,
-    /// Remove. Without it the decisions are shown, and the exit code is 2 if something is to be removed.
-    #[arg(long)]
-    yes: bool,
-}
+use crate::cli::pruning::{Args, warn};
+use crate::cli::{CliError, Context};
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let connected = connect(context)?;
@@ -32,15 +23,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
             "{objects} objects, {bytes}, {verb}; {} of them segments of the log, {} left over from failed work.",
             pruning.segments, pruning.leftovers
         );
-        for problem in &pruning.unreadable {
-            eprintln!("warning: {problem}; it is kept, and leftovers were not looked for");
-        }
+        warn(&pruning.unreadable);
     }
-    if args.yes || args.dry_run || pruning.objects() == 0 {
-        return Ok(());
-    }
-    let error = CliError { kind: ExitKind::Differs, message: String::new(), hints: Vec::new(), report: None };
-    Err(error.hint("nothing was removed; --yes removes it"))
+    args.end(pruning.objects() == 0)
 }
 
 fn show(pruning: &Pruning) {

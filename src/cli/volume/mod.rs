@@ -31,7 +31,7 @@ enum Command {
     /// List the backups, newest first.
     List,
     /// Remove backups that retention does not keep; shows each decision and its reason first.
-    Prune(prune::Args),
+    Prune(super::pruning::Args),
     /// Restore a backup onto a new volume, at any server in any location.
     Restore(restore::Args),
     /// Find out what the backups are worth, and record it.

@@ -2,19 +2,10 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use super::repository;
 use crate::cli::connect::connect;
+use crate::cli::pruning::{Args, warn};
 use crate::cli::snapshot::{print_json, size};
-use crate::cli::{CliError, Context, ExitKind};
+use crate::cli::{CliError, Context};
 use crate::volumes::{Pruning, plan_pruning, prune};
-
-#[derive(clap::Args)]
-pub(super) struct Args {
-    /// Only show each decision and its reason.
-    #[arg(long, conflicts_with = "yes")]
-    dry_run: bool,
-    /// Remove. Without it the decisions are shown, and the exit code is 2 if something is to be removed.
-    #[arg(long)]
-    yes: bool,
-}
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let connected = connect(context)?;
@@ -48,15 +39,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
                 if pruning.unfinished { " An earlier removal has not given back its space yet." } else { "" }
             ),
         }
-        for problem in &pruning.unreadable {
-            eprintln!("warning: {problem}; it is kept, and leftovers were not looked for");
-        }
+        warn(&pruning.unreadable);
     }
-    if args.yes || args.dry_run || pruning.is_empty() {
-        return Ok(());
-    }
-    let error = CliError { kind: ExitKind::Differs, message: String::new(), hints: Vec::new(), report: None };
-    Err(error.hint("nothing was removed; --yes removes it"))
+    args.end(pruning.is_empty())
 }
 
 fn show(pruning: &Pruning) {
