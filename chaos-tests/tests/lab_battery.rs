@@ -22,6 +22,8 @@ mod copies;
 mod data;
 #[path = "lab_battery/everyday.rs"]
 mod everyday;
+#[path = "lab_battery/guarded.rs"]
+mod guarded;
 #[path = "lab_battery/life.rs"]
 mod life;
 #[path = "lab_battery/runbooks.rs"]
@@ -193,6 +195,7 @@ fn build_and_rebuild_survive_deaths_on_real_machines() {
     println!("build dies after {deaths:?}");
     die_and_resume(&lab, &["build", "--yes"], &deaths);
     whole(&lab);
+    guarded::deploy_gitops(&lab);
     succeeded(&lab.operator(&["snapshot"], None), "snapshot");
 
     lab.delete("servers");
@@ -202,9 +205,11 @@ fn build_and_rebuild_survive_deaths_on_real_machines() {
     die_and_resume(&lab, &["rebuild", "--yes"], &deaths);
     whole(&lab);
     println!("{} deaths survived", 2 * DEATHS_EACH);
+    guarded::gitops_acts_again(&lab);
     runbooks::rehearse(&lab, &mut random);
     copies::sandbox(&lab);
     terminal::step_by_step(&lab);
+    guarded::ended_midway(&lab);
     everyday::look(&lab);
     data::volume_in_another_location(&lab);
     data::objects_on_the_living_cluster(&lab);
