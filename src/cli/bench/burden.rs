@@ -36,7 +36,7 @@ const VALUE_BYTES: usize = 6_000;
 /// The load whose latency is looked at, and how long at a time, in turns with and without.
 const WRITES_PER_SECOND: u32 = 200;
 const LOOK: Duration = Duration::from_secs(8);
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 11;
 /// As the service reads by default.
 const MEGABYTES_PER_SECOND: u32 = 25;
 /// Memory that takes the part of the bucket's and the service's disks, which are elsewhere.
@@ -96,21 +96,21 @@ fn schedule(policy: &str, pid: u32) -> Result<(), CliError> {
 }
 
 async fn figures(stage: &Stage) -> Result<Vec<f64>, CliError> {
-    let (mut quiet, mut with) = (Vec::new(), Vec::new());
+    let mut rounds = Rounds::begin(stage).await?;
     for _ in 0..ROUNDS {
-        quiet.push(latencies(stage, LOOK).await?);
-        with.push(while_snapshotting(stage).await?);
+        let with = while_snapshotting(stage).await?;
+        rounds.add(with, latencies(stage, LOOK).await?);
     }
-    let by_snapshot = added("a snapshot", &mut quiet, &mut with);
+    let by_snapshot = rounds.added("a snapshot");
 
-    let (mut quiet, mut with) = (Vec::new(), Vec::new());
+    let mut rounds = Rounds::begin(stage).await?;
     for _ in 0..ROUNDS {
-        quiet.push(latencies(stage, LOOK).await?);
         let shipping = Shipping::begin(stage, CutRule::default()).await?;
-        with.push(latencies(stage, LOOK).await?);
+        let with = latencies(stage, LOOK).await?;
         shipping.end().await?;
+        rounds.add(with, latencies(stage, LOOK).await?);
     }
-    let by_shipping = added("shipping", &mut quiet, &mut with);
+    let by_shipping = rounds.added("shipping");
     Ok(vec![by_shipping, by_snapshot, day(stage).await?])
 }
 
@@ -201,21 +201,43 @@ fn snapshot(stage: &Stage) -> Result<Child, CliError> {
         .map_err(|e| failed("start hk-dr", e))
 }
 
-/// How much higher the p99 is, in percent: of the rounds the middle one, because a disk's hiccup spoils a whole round.
-fn added(by: &str, quiet: &mut [Vec<Duration>], with: &mut [Vec<Duration>]) -> f64 {
-    let (quiet, with) = (p99_ms(quiet), p99_ms(with));
-    eprintln!("  p99 of writes: {quiet:.2} ms, with {by} {with:.2} ms (of {ROUNDS} rounds the middle one)");
-    (with / quiet - 1.0) * 100.0
+/// p99 of writes in milliseconds: looks in turns, the first and the last of them quiet.
+struct Rounds {
+    quiet: Vec<f64>,
+    with: Vec<f64>,
 }
 
-fn p99_ms(rounds: &mut [Vec<Duration>]) -> f64 {
-    let mut all: Vec<f64> = rounds
-        .iter_mut()
-        .map(|round| {
-            round.sort_unstable();
-            round.get(round.len() * 99 / 100).map_or(f64::NAN, |one| one.as_secs_f64() * 1000.0)
-        })
-        .collect();
+impl Rounds {
+    async fn begin(stage: &Stage) -> Result<Self, CliError> {
+        Ok(Self { quiet: vec![p99_ms(latencies(stage, LOOK).await?)], with: Vec::new() })
+    }
+
+    fn add(&mut self, with: Vec<Duration>, quiet: Vec<Duration>) {
+        self.with.push(p99_ms(with));
+        self.quiet.push(p99_ms(quiet));
+    }
+
+    /// How much higher the p99 is, in percent. Each look is compared with the quiet ones before and after it, because disks have moods;
+    /// of these ratios the middle one counts, because a hiccup spoils a whole look.
+    fn added(&self, by: &str) -> f64 {
+        let ratio = |(quiet, with): (&[f64], &f64)| 2.0 * with / quiet.iter().sum::<f64>();
+        let ratios: Vec<f64> = self.quiet.windows(2).zip(&self.with).map(ratio).collect();
+        eprintln!(
+            "  p99 of writes: {:.2} ms, with {by} {:.2} ms",
+            middle(self.quiet.clone()),
+            middle(self.with.clone())
+        );
+        eprintln!("  of {} looks, against the quiet ones around each: {ratios:.2?}", ratios.len());
+        (middle(ratios) - 1.0) * 100.0
+    }
+}
+
+fn p99_ms(mut look: Vec<Duration>) -> f64 {
+    look.sort_unstable();
+    look.get(look.len() * 99 / 100).map_or(f64::NAN, |one| one.as_secs_f64() * 1000.0)
+}
+
+fn middle(mut all: Vec<f64>) -> f64 {
     all.sort_unstable_by(f64::total_cmp);
     all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
 }
