@@ -8,15 +8,14 @@ use tokio::sync::mpsc;
 
 use super::log::Point;
 use super::manifest::{FORMAT, HashKvCheck, MadeFrom, Manifest, Sealed};
-use super::seal::{self, Compression, Inspected, Stored};
+use super::seal::{self, BLOCK_BYTES, Compression, Inspected, Stored};
 use super::take::put_once;
 use super::{Archive, Recipients, catalog, layout, pack};
 use crate::bolt::Untrailed;
 use crate::ports::{Clock, ErrorCode, PortError, PortResult, PutCondition, Upload};
 
-/// Pieces of the file between two stages, and their size.
-const QUEUE: usize = 8;
-const PIECE_BYTES: usize = 256 << 10;
+/// Blocks of the file between two stages.
+const QUEUE: usize = 2;
 
 /// What is made, from what, and for whom.
 pub struct CompactRequest<'a> {
@@ -149,17 +148,17 @@ async fn stream(
     Ok((inspected?, sealed?))
 }
 
-fn read(pages: &Untrailed, out: &mpsc::Sender<Vec<Bytes>>) -> PortResult<()> {
+fn read(pages: &Untrailed, out: &mpsc::Sender<Bytes>) -> PortResult<()> {
     let mut at = 0;
     while at < pages.bytes {
-        let now = usize::try_from(pages.bytes - at).unwrap_or(usize::MAX).min(PIECE_BYTES);
+        let now = usize::try_from(pages.bytes - at).unwrap_or(usize::MAX).min(BLOCK_BYTES);
         let mut piece = vec![0; now];
         pages
             .file
             .read_exact_at(&mut piece, at)
             .map_err(|e| PortError::new(ErrorCode::Local, format!("read the new snapshot back: {e}")))?;
         at += now as u64;
-        if out.blocking_send(vec![Bytes::from(piece)]).is_err() {
+        if out.blocking_send(Bytes::from(piece)).is_err() {
             // The next stage stopped and says why.
             return Ok(());
         }

@@ -10,6 +10,7 @@ mod copies;
 mod doctor;
 mod fetch;
 mod fields;
+mod frames;
 mod isolated;
 mod keys;
 mod kinds;

@@ -9,11 +9,14 @@ use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::Recipients;
+use super::{Recipients, frames};
 use crate::bolt::{Scanner, Summary};
 use crate::ports::{ErrorCode, PortError, PortResult};
 use crate::s3::PART_BYTES;
 
+/// What stages hand on: waking a thread costs more than its work on one of etcd's messages (32 KiB), and each block becomes a zstd
+/// frame. Larger ones gain no room and take more memory.
+pub(super) const BLOCK_BYTES: usize = 1 << 20;
 /// Bytes of etcd's digest at the end of a snapshot.
 const TRAILER: usize = 32;
 
@@ -29,13 +32,13 @@ pub struct Compression {
 /// Half to three quarters of level 3's time for a few percent more bytes (docs/DECISIONS.md), and small windows, which
 /// keep memory low.
 const LEVEL: i32 = 1;
-/// As level 1 without entropy coding of what matches nothing. Where that is digests, keys and ciphertext (Secrets encrypted
-/// at rest, certificates, packed Helm releases), coding it costs a quarter of the time and gains nothing.
+/// As level 1 without entropy coding of what matches nothing: two thirds of its time, and half of it when it is restored.
 const FAST_LEVEL: i32 = -1;
-/// Bytes from the data's beginning that decide between them.
-const SAMPLE_BYTES: usize = 2 << 20;
-/// How much larger the faster level's result may be, in percent.
-const FAST_MAY_COST_PERCENT: usize = 2;
+/// Blocks from the data's beginning that decide between them.
+const SAMPLE_BLOCKS: usize = 2;
+/// How much larger the faster level's result may be, in percent. Whole snapshots are few beside the log, and restoring one is what
+/// people wait for.
+const FAST_MAY_COST_PERCENT: usize = 10;
 
 impl Default for Compression {
     fn default() -> Self {
@@ -66,8 +69,8 @@ pub(super) fn stopped() -> PortError {
 
 /// Checks etcd's trailer, learns what the data holds, and hands every byte on.
 pub(super) fn inspect(
-    mut input: mpsc::Receiver<Vec<Bytes>>,
-    output: &SyncSender<Vec<Bytes>>,
+    mut input: mpsc::Receiver<Bytes>,
+    output: &SyncSender<Bytes>,
     compact_hint: i64,
 ) -> PortResult<Inspected> {
     let mut digest = Sha256::new();
@@ -79,18 +82,16 @@ pub(super) fn inspect(
         digest.update(data);
         scanner.push(data)
     };
-    while let Some(batch) = input.blocking_recv() {
-        for chunk in &batch {
-            bytes += chunk.len() as u64;
-            let hold_from_chunk = chunk.len().min(TRAILER);
-            let release = (tail.len() + hold_from_chunk).saturating_sub(TRAILER);
-            content(&tail[..release])?;
-            tail.drain(..release);
-            let (now, hold) = chunk.split_at(chunk.len() - hold_from_chunk);
-            content(now)?;
-            tail.extend_from_slice(hold);
-        }
-        output.send(batch).map_err(|_| stopped())?;
+    while let Some(block) = input.blocking_recv() {
+        bytes += block.len() as u64;
+        let hold_from_block = block.len().min(TRAILER);
+        let release = (tail.len() + hold_from_block).saturating_sub(TRAILER);
+        content(&tail[..release])?;
+        tail.drain(..release);
+        let (now, hold) = block.split_at(block.len() - hold_from_block);
+        content(now)?;
+        tail.extend_from_slice(hold);
+        output.send(block).map_err(|_| stopped())?;
     }
     let trailer_holds = tail.len() == TRAILER && digest.clone().finalize()[..] == tail[..];
     if !trailer_holds {
@@ -108,91 +109,71 @@ pub(super) fn inspect(
 /// As [`inspect`] for pages that were written here: appends the trailer that they lack. A reader that fails early must stop the
 /// upload, for the trailer would fit what came.
 pub(super) fn append_trailer(
-    mut input: mpsc::Receiver<Vec<Bytes>>,
-    output: &SyncSender<Vec<Bytes>>,
+    mut input: mpsc::Receiver<Bytes>,
+    output: &SyncSender<Bytes>,
     compact_hint: i64,
 ) -> PortResult<Inspected> {
     let (mut digest, mut scanner, mut bytes) = (Sha256::new(), Scanner::new(compact_hint), 0);
-    while let Some(batch) = input.blocking_recv() {
-        for chunk in &batch {
-            bytes += chunk.len() as u64;
-            digest.update(chunk);
-            scanner.push(chunk)?;
-        }
-        output.send(batch).map_err(|_| stopped())?;
+    while let Some(block) = input.blocking_recv() {
+        bytes += block.len() as u64;
+        digest.update(&block);
+        scanner.push(&block)?;
+        output.send(block).map_err(|_| stopped())?;
     }
     let trailer = Bytes::copy_from_slice(&digest.clone().finalize());
     bytes += trailer.len() as u64;
     digest.update(&trailer);
-    output.send(vec![trailer]).map_err(|_| stopped())?;
+    output.send(trailer).map_err(|_| stopped())?;
     Ok(Inspected { bytes, sha256: hex(&digest.finalize()), summary: scanner.finish()? })
 }
 
 /// Compresses and encrypts until the input ends; cuts the result into parts.
 pub(super) fn seal(
-    input: &Receiver<Vec<Bytes>>,
+    input: &Receiver<Bytes>,
     recipients: &Recipients,
     compression: Compression,
     parts: mpsc::Sender<Bytes>,
 ) -> PortResult<Stored> {
     let sink = Parts { part: BytesMut::new(), digest: Sha256::new(), bytes: 0, out: parts };
-    let encrypted = recipients.encryptor()?.wrap_output(sink).map_err(|e| local(&e))?;
+    let mut encrypted = recipients.encryptor()?.wrap_output(sink).map_err(|e| local(&e))?;
     let mut sample = Vec::new();
     let level = match compression.level {
         Some(level) => level,
         None => {
-            let mut bytes = 0;
-            while bytes < SAMPLE_BYTES
-                && let Ok(batch) = input.recv()
-            {
-                bytes += batch.iter().map(Bytes::len).sum::<usize>();
-                sample.extend(batch);
-            }
+            sample.extend(input.iter().take(SAMPLE_BLOCKS));
             choose_level(&sample).map_err(|e| local(&e))?
         }
     };
-    let sink = compress(encrypted, level, compression.workers, |encoder| {
-        for chunk in sample.into_iter().chain(input.iter().flatten()) {
-            encoder.write_all(&chunk)?;
-        }
-        Ok(())
-    })
-    .and_then(age::stream::StreamWriter::finish)
-    .and_then(Parts::finish);
-    sink.map_err(|e| local(&e))
+    let blocks = sample.into_iter().chain(input.iter());
+    let stored = frames::compress(blocks, level, compression.workers, |frame| encrypted.write_all(frame))
+        .and_then(|()| encrypted.finish())
+        .and_then(Parts::finish);
+    stored.map_err(|e| local(&e))
 }
 
 /// Compresses and encrypts what is in memory.
 pub(super) fn seal_small(plain: &[u8], recipients: &Recipients) -> PortResult<(Bytes, Stored)> {
     let encrypted = recipients.encryptor()?.wrap_output(Vec::new()).map_err(|e| local(&e))?;
-    let sealed = compress(encrypted, 3, 0, |encoder| encoder.write_all(plain))
-        .and_then(age::stream::StreamWriter::finish)
-        .map_err(|e| local(&e))?;
+    let sealed = compress_small(encrypted, plain).and_then(age::stream::StreamWriter::finish).map_err(|e| local(&e))?;
     let stored = Stored { bytes: sealed.len() as u64, sha256: hex(&Sha256::digest(&sealed)) };
     Ok((Bytes::from(sealed), stored))
 }
 
-/// The faster level where it costs next to nothing.
+/// The faster level where it costs little room.
 fn choose_level(sample: &[Bytes]) -> io::Result<i32> {
-    let sample = sample.concat();
-    let [slow, fast] = [LEVEL, FAST_LEVEL].map(|level| zstd::bulk::compress(&sample, level).map(|packed| packed.len()));
-    let slow = slow?;
-    Ok(if fast? <= slow + slow * FAST_MAY_COST_PERCENT / 100 { FAST_LEVEL } else { LEVEL })
+    let packed = |level| -> io::Result<usize> {
+        let mut compressor = zstd::bulk::Compressor::new(level)?;
+        sample.iter().try_fold(0, |bytes, block| Ok(bytes + compressor.compress(block)?.len()))
+    };
+    let slow = packed(LEVEL)?;
+    Ok(if packed(FAST_LEVEL)? <= slow + slow * FAST_MAY_COST_PERCENT / 100 { FAST_LEVEL } else { LEVEL })
 }
 
-fn compress<W: Write>(
-    output: W,
-    level: i32,
-    workers: u32,
-    feed: impl FnOnce(&mut zstd::Encoder<'static, W>) -> io::Result<()>,
-) -> io::Result<W> {
-    let mut encoder = zstd::Encoder::new(output, level)?;
-    // No checksum of zstd's own: age authenticates every 64 KiB, and the manifest has the plain data's SHA-256.
+fn compress_small<W: Write>(output: W, plain: &[u8]) -> io::Result<W> {
+    let mut encoder = zstd::Encoder::new(output, 3)?;
+    // No checksum of zstd's own: age authenticates every 64 KiB, and whoever names it has the plain data's SHA-256.
     encoder.include_checksum(false)?;
-    if workers > 1 {
-        encoder.multithread(workers)?;
-    }
-    feed(&mut encoder)?;
+    encoder.write_all(plain)?;
     encoder.finish()
 }
 
@@ -260,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fast_level_is_taken_where_it_costs_no_room() {
+    fn the_fast_level_is_taken_where_it_costs_little_room() {
         let noise: Vec<u8> = (0..1 << 18).map(|_| rand::random()).collect();
         assert_eq!(choose_level(&[Bytes::from(noise)]).unwrap(), FAST_LEVEL, "ciphertext");
         let prose: String =

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -11,7 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::agree::{Agreement, agree};
 use super::manifest::{FORMAT, Manifest, Sealed};
-use super::seal::{self, Compression, Inspected, Stored};
+use super::seal::{self, BLOCK_BYTES, Compression, Inspected, Stored};
 use super::{Recipients, layout, pack, require};
 use crate::ports::{
     ByteStream, Clock, ErrorClass, ErrorCode, Etcd, ObjectStore, PortError, PortResult, PutCondition, RecoverySet,
@@ -20,11 +20,12 @@ use crate::ports::{
 
 /// Silence of the member in the middle of its snapshot.
 const SILENCE_DEADLINE: Duration = Duration::from_secs(60);
-/// Pieces of the stream (etcd sends 32 KiB each) that are handed on together: waking a thread costs more than its work on
-/// one of them.
-const BATCH: usize = 16;
-/// Batches between two stages.
-const QUEUE: usize = 3;
+/// Blocks between two stages.
+const QUEUE: usize = 2;
+/// What etcd may send ahead of what is read. Less wakes it up more often.
+const AHEAD_BYTES_MAX: u32 = 2 << 20;
+/// Nothing smaller lets it send while the reader reads.
+const AHEAD_BYTES_MIN: u32 = 128 << 10;
 /// How long an abort may take: the error it follows must get out.
 const ABORT_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -176,7 +177,8 @@ async fn stream(
     upload: &mut dyn Upload,
 ) -> PortResult<(Inspected, Stored)> {
     let member = &agreement.source.name;
-    let source = request.etcd.snapshot(member).await?;
+    let ahead_bytes = ahead(request, member).await;
+    let source = request.etcd.snapshot(member, ahead_bytes).await?;
     let (to_inspect, from_etcd) = mpsc::channel(QUEUE);
     let (to_seal, from_inspect) = std::sync::mpsc::sync_channel(QUEUE);
     let (to_upload, from_seal) = mpsc::channel(1);
@@ -198,6 +200,22 @@ async fn stream(
     received.map_err(died)??;
     sent?;
     Ok((inspected?, sealed?))
+}
+
+/// How far the member may send ahead: at a pace only as far as the way to it is long, because it sends what it may in one go, and
+/// its writes wait meanwhile.
+async fn ahead(request: &TakeRequest<'_>, member: &str) -> u32 {
+    let Some(pace) = request.bytes_per_second else { return AHEAD_BYTES_MAX };
+    let begun = Instant::now();
+    // One that does not answer shows when the snapshot begins.
+    let _ = request.etcd.status(member).await;
+    ahead_bytes(pace, begun.elapsed())
+}
+
+/// Twice what is under way at that pace: HTTP/2 grants anew what was read when half of it was.
+fn ahead_bytes(bytes_per_second: NonZeroU64, round_trip: Duration) -> u32 {
+    let under_way = bytes_per_second.get() as f64 * round_trip.as_secs_f64();
+    (2.0 * under_way).clamp(f64::from(AHEAD_BYTES_MIN), f64::from(AHEAD_BYTES_MAX)) as u32
 }
 
 /// Holds a stream back: what is not asked for stays behind HTTP/2's window, and etcd reads no more of its file.
@@ -225,11 +243,11 @@ impl Pace {
 async fn receive(
     member: String,
     mut source: ByteStream,
-    to_inspect: mpsc::Sender<Vec<Bytes>>,
+    to_inspect: mpsc::Sender<Bytes>,
     pace: Option<Pace>,
     progress: Arc<Progress>,
 ) -> PortResult<()> {
-    let mut batch = Vec::with_capacity(BATCH);
+    let mut block = BytesMut::with_capacity(BLOCK_BYTES);
     loop {
         let next = tokio::time::timeout(SILENCE_DEADLINE, source.next()).await.map_err(|_| {
             let message = format!("etcd member {member} went silent for {} s", SILENCE_DEADLINE.as_secs());
@@ -237,8 +255,10 @@ async fn receive(
         })?;
         match next {
             None => {
-                // Whether or not it is taken: the next stage says what is wrong, if it has stopped.
-                let _ = to_inspect.send(batch).await;
+                if !block.is_empty() {
+                    // Whether or not it is taken: the next stage says what is wrong, if it has stopped.
+                    let _ = to_inspect.send(block.freeze()).await;
+                }
                 return Ok(());
             }
             Some(Err(broken)) => {
@@ -251,15 +271,20 @@ async fn receive(
             }
             Some(Ok(chunk)) => {
                 progress.read_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                batch.push(chunk);
-                if batch.len() == BATCH {
-                    if let Some(pace) = &pace {
-                        pace.keep(progress.read_bytes()).await;
-                    }
-                    let full = std::mem::replace(&mut batch, Vec::with_capacity(BATCH));
-                    if to_inspect.send(full).await.is_err() {
-                        // The next stage stopped and says why.
-                        return Ok(());
+                if let Some(pace) = &pace {
+                    pace.keep(progress.read_bytes()).await;
+                }
+                let mut rest = &chunk[..];
+                while !rest.is_empty() {
+                    let (now, later) = rest.split_at(rest.len().min(BLOCK_BYTES - block.len()));
+                    block.extend_from_slice(now);
+                    rest = later;
+                    if block.len() == BLOCK_BYTES {
+                        let full = std::mem::replace(&mut block, BytesMut::with_capacity(BLOCK_BYTES));
+                        if to_inspect.send(full.freeze()).await.is_err() {
+                            // The next stage stopped and says why.
+                            return Ok(());
+                        }
                     }
                 }
             }
@@ -286,5 +311,13 @@ mod tests {
         assert_eq!(pace.due(0), Duration::ZERO);
         assert_eq!(pace.due(5_000_000), Duration::from_millis(200));
         assert_eq!(pace.due(1_500_000_000), Duration::from_secs(60));
+    }
+
+    #[test]
+    fn a_member_sends_ahead_what_the_way_to_it_needs() {
+        let pace = NonZeroU64::new(25_000_000).unwrap();
+        assert_eq!(ahead_bytes(pace, Duration::from_micros(300)), AHEAD_BYTES_MIN, "beside it");
+        assert_eq!(ahead_bytes(pace, Duration::from_millis(30)), 1_500_000, "in another country");
+        assert_eq!(ahead_bytes(pace, Duration::from_secs(2)), AHEAD_BYTES_MAX, "a member that hardly answers");
     }
 }

@@ -29,7 +29,7 @@ pub(crate) fn binary(name: &str) -> PathBuf {
 }
 
 async fn snapshot_of(etcd: &LocalEtcd) -> Vec<u8> {
-    let mut stream = etcd.client().await.unwrap().snapshot(LocalEtcd::MEMBER).await.unwrap();
+    let mut stream = etcd.client().await.unwrap().snapshot(LocalEtcd::MEMBER, 1 << 20).await.unwrap();
     let mut bytes = Vec::new();
     while let Some(chunk) = stream.next().await {
         bytes.extend_from_slice(&chunk.unwrap());

@@ -109,8 +109,8 @@ impl Etcd for FollowedEtcd<'_> {
     async fn hash_kv(&self, member: &str, revision: i64) -> PortResult<HashKv> {
         followed!(self, member, hash_kv, revision)
     }
-    async fn snapshot(&self, member: &str) -> PortResult<ByteStream> {
-        followed!(self, member, snapshot)
+    async fn snapshot(&self, member: &str, ahead_bytes: u32) -> PortResult<ByteStream> {
+        followed!(self, member, snapshot, ahead_bytes)
     }
     async fn range(
         &self,

@@ -3,14 +3,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use etcd_client::{
     Certificate, Client, ConnectOptions, GetOptions, Identity, ResponseHeader, TlsOptions, WatchOptions,
 };
 use secrecy::ExposeSecret;
 use tokio::time::timeout;
+use tonic::transport::Endpoint;
 
 use super::error::port_error;
+use super::snapshot;
 use super::watch::Watch;
 use crate::ports::{
     ByteStream, ChangeWatch, ClientTls, ErrorCode, Etcd, HashKv, KeyValue, LeaseTtl, Member, MemberStatus, PortError,
@@ -22,8 +23,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Hashing reads the whole database.
 const HASH_TIMEOUT: Duration = Duration::from_secs(120);
-/// Longest silence within a snapshot stream.
-const SNAPSHOT_SILENCE: Duration = Duration::from_secs(60);
 /// How often a connection in use is tested. etcd drops clients that ask more often than every 5 s.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
 /// Largest answer that is taken: a page of the smallest size full of the largest values etcd stores (1.5 MiB).
@@ -44,6 +43,8 @@ pub struct EtcdClient {
 struct Link {
     name: String,
     client: Client,
+    /// For connections of their own.
+    endpoint: Endpoint,
     explain: Option<Explain>,
     /// Keeps a forwarded port open.
     _guard: Option<Box<dyn Any + Send + Sync>>,
@@ -73,19 +74,25 @@ impl EtcdClient {
         guard: Option<Box<dyn Any + Send + Sync>>,
         explain: Option<Explain>,
     ) -> PortResult<()> {
+        let prepare =
+            |e: etcd_client::Error| port_error(&e).context(format!("prepare the connection to etcd member {name}"));
         let mut options =
             ConnectOptions::new().with_connect_timeout(CONNECT_TIMEOUT).with_keep_alive(KEEPALIVE.0, KEEPALIVE.1);
+        let mut endpoint = Endpoint::from_shared(url.to_owned())
+            .map_err(|e| prepare(e.into()))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE.0)
+            .keep_alive_timeout(KEEPALIVE.1);
         if let Some(tls) = tls {
             let options_tls = TlsOptions::new()
                 .domain_name(&tls.server_name)
                 .ca_certificate(Certificate::from_pem(&tls.ca_pem))
                 .identity(Identity::from_pem(&tls.cert_pem, tls.key_pem.expose_secret()));
+            endpoint = endpoint.tls_config(options_tls.clone()).map_err(|e| prepare(e.into()))?;
             options = options.with_tls(options_tls);
         }
-        let client = Client::connect([url], Some(options))
-            .await
-            .map_err(|e| port_error(&e).context(format!("prepare the connection to etcd member {name}")))?;
-        self.members.push(Link { name: name.to_owned(), client, explain, _guard: guard });
+        let client = Client::connect([url], Some(options)).await.map_err(prepare)?;
+        self.members.push(Link { name: name.to_owned(), client, endpoint, explain, _guard: guard });
         Ok(())
     }
 
@@ -121,15 +128,6 @@ impl Link {
     fn explained(&self, error: PortError) -> PortError {
         let carried = matches!(error.code, ErrorCode::Unreachable | ErrorCode::Timeout);
         self.explain.as_ref().filter(|_| carried).and_then(|explain| explain()).unwrap_or(error)
-    }
-}
-
-/// A message as the bytes it carries, which are not copied: there are gigabytes of them.
-struct Blob(etcd_client::SnapshotResponse);
-
-impl AsRef<[u8]> for Blob {
-    fn as_ref(&self) -> &[u8] {
-        self.0.blob()
     }
 }
 
@@ -191,42 +189,11 @@ impl Etcd for EtcdClient {
         Ok(HashKv { hash: hash.hash(), hash_revision: hash.hash_revision(), compact_revision: hash.compact_version() })
     }
 
-    async fn snapshot(&self, member: &str) -> PortResult<ByteStream> {
+    async fn snapshot(&self, member: &str, ahead_bytes: u32) -> PortResult<ByteStream> {
         let link = self.link(member)?;
-        let mut client = link.client.clone();
-        let stream = link.call("start a snapshot of", CALL_TIMEOUT, client.snapshot()).await?;
-        let name = link.name.clone();
-        // Pulled, never pushed: what the reader has not asked for stays behind HTTP/2's window (a few MiB). The client
-        // is part of the state because the connection ends with its last clone.
-        let state = Some((stream, client, 0u64));
-        Ok(Box::pin(futures::stream::unfold(state, move |state| {
-            let name = name.clone();
-            async move {
-                let (mut stream, client, remaining) = state?;
-                match timeout(SNAPSHOT_SILENCE, stream.message()).await {
-                    Ok(Ok(Some(message))) => {
-                        let remaining = message.remaining_bytes();
-                        Some((Ok(Bytes::from_owner(Blob(message))), Some((stream, client, remaining))))
-                    }
-                    Ok(Ok(None)) if remaining == 0 => None,
-                    Ok(Ok(None)) => {
-                        let message = format!("the snapshot of etcd member {name} ended {remaining} bytes early");
-                        Some((Err(PortError::new(ErrorCode::Corrupt, message)), None))
-                    }
-                    Ok(Err(error)) => {
-                        let error = port_error(&error).context(format!("read the snapshot of etcd member {name}"));
-                        Some((Err(error), None))
-                    }
-                    Err(_) => {
-                        let message = format!(
-                            "the snapshot of etcd member {name} stalled: nothing within {} s",
-                            SNAPSHOT_SILENCE.as_secs()
-                        );
-                        Some((Err(PortError::new(ErrorCode::Timeout, message)), None))
-                    }
-                }
-            }
-        })))
+        let begun = snapshot::begin(&link.endpoint, ahead_bytes);
+        let stream = link.call("start a snapshot of", CALL_TIMEOUT, begun).await?;
+        Ok(snapshot::bytes(stream, link.name.clone()))
     }
 
     async fn range(

@@ -1,6 +1,7 @@
 //! etcd over gRPC, member by member: status, hashes, snapshots, paged reads at one revision.
 //!
 //! - `client`: [`EtcdClient`], which implements the port.
+//! - `snapshot`: a member's file as a stream, over a connection of its own.
 //! - `watch`: all changes from a revision on.
 //! - `error`: what etcd's and gRPC's codes mean here.
 //!
@@ -8,6 +9,7 @@
 
 mod client;
 mod error;
+mod snapshot;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -82,7 +82,7 @@ async fn a_snapshot_streams_whole_and_its_own_checksum_holds() {
     for i in 0..20 {
         etcd.put("m1", format!("/{i}").as_bytes(), &vec![i; 300_000]).await.unwrap();
     }
-    let mut stream = etcd.snapshot("m1").await.unwrap();
+    let mut stream = etcd.snapshot("m1", 1 << 20).await.unwrap();
     // The stream must not depend on the client that made it.
     drop(etcd);
     let mut data = Vec::new();

@@ -98,8 +98,9 @@ pub trait Etcd: Send + Sync {
     async fn member_add(&self, member: &str, peer_url: &str) -> PortResult<u64>;
     /// Hash at a revision (0: the newest).
     async fn hash_kv(&self, member: &str, revision: i64) -> PortResult<HashKv>;
-    /// The snapshot stream, etcd's own SHA-256 trailer included.
-    async fn snapshot(&self, member: &str) -> PortResult<ByteStream>;
+    /// The snapshot stream, etcd's own SHA-256 trailer included. The member sends `ahead_bytes` more than what was read, at
+    /// most; what is not read stays with it.
+    async fn snapshot(&self, member: &str, ahead_bytes: u32) -> PortResult<ByteStream>;
     /// Pages through all keys below a prefix at one revision (0: the newest), in key order, `limit` a page; calls `page`
     /// for each. Returns the revision that was read.
     async fn range(

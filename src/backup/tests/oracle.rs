@@ -43,7 +43,7 @@ pub async fn ask(etcd: &LocalEtcd, at: i64) -> Said {
 }
 
 pub async fn save(etcd: &LocalEtcd, path: &Path) {
-    let mut stream = etcd.client().await.unwrap().snapshot(LocalEtcd::MEMBER).await.unwrap();
+    let mut stream = etcd.client().await.unwrap().snapshot(LocalEtcd::MEMBER, 1 << 20).await.unwrap();
     let mut bytes = Vec::new();
     while let Some(chunk) = stream.next().await {
         bytes.extend_from_slice(&chunk.unwrap());

@@ -92,7 +92,7 @@ impl Etcd for FakeEtcd {
     async fn hash_kv(&self, member: &str, _: i64) -> PortResult<HashKv> {
         self.member(member).hash.clone()
     }
-    async fn snapshot(&self, member: &str) -> PortResult<ByteStream> {
+    async fn snapshot(&self, member: &str, _: u32) -> PortResult<ByteStream> {
         Ok(Box::pin(futures::stream::iter(self.member(member).stream.clone())))
     }
     async fn range(&self, _: &str, _: &[u8], _: i64, _: &mut (dyn FnMut(Vec<KeyValue>) + Send)) -> PortResult<i64> {
