@@ -89,7 +89,7 @@ impl Etcd for MemoryEtcd {
         moment().await;
         Ok(id)
     }
-    async fn snapshot(&self, _: &str) -> PortResult<ByteStream> {
+    async fn snapshot(&self, _: &str, _: u32) -> PortResult<ByteStream> {
         Err(unused("snapshot"))
     }
     async fn range(&self, _: &str, _: &[u8], _: i64, _: &mut (dyn FnMut(Vec<KeyValue>) + Send)) -> PortResult<i64> {
