@@ -2,3 +2,4 @@
 //! `tests/` do the same to real machines at points drawn by a printed seed.
 
 pub mod memory;
+pub mod tethered;

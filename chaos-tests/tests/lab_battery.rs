@@ -2,9 +2,10 @@
 //! whole build and a whole rebuild on booted machines. Needs root.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use chaos_tests::tethered::{hk_dr, lab_up};
+use hk_lab::control::Tether;
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
 use rand::{Rng, SeedableRng};
@@ -34,15 +35,14 @@ mod terminal;
 struct Lab {
     name: String,
     dir: tempfile::TempDir,
+    _tether: Tether,
 }
 
 impl Lab {
     fn up() -> Self {
         let dir = tempfile::Builder::new().prefix("hk-dr-battery-").tempdir().expect("a scratch directory");
         let name = format!("battery-{}", std::process::id());
-        let lab = Self { name, dir };
-        succeeded(&lab.host(&["lab", "up", "--name", &lab.name]), "lab up");
-        lab
+        Self { _tether: lab_up(&name), name, dir }
     }
 
     /// The Git directory of the demo's cluster, with its keys.
@@ -119,14 +119,6 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let _ = self.host(&["lab", "down", "--delete", "--name", &self.name]);
     }
-}
-
-/// The program under test: built beside this test.
-fn hk_dr() -> PathBuf {
-    let here = std::env::current_exe().expect("this test has a path");
-    let path = here.parent().and_then(Path::parent).expect("deps/..").join("hk-dr");
-    assert!(path.exists(), "{} is not built: run `make test` or `cargo build` first", path.display());
-    path
 }
 
 fn succeeded(output: &Output, what: &str) {
@@ -279,7 +271,7 @@ fn refused(output: &Output, code: i32, says: &[&str]) {
 }
 
 #[test]
-#[ignore = "half an hour for 100 points; HK_DR_POINTS=100 cargo test -p chaos-tests --test lab_battery -- --ignored --nocapture"]
+#[ignore = "an hour for 100 points, at the limit of 3,600 requests in it; HK_DR_POINTS=100 cargo test -p chaos-tests --test lab_battery -- --ignored --nocapture"]
 fn deaths_over_all_runbooks_drawn_by_a_seed_are_survived() {
     let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
     let seed = number("HK_DR_SEED").unwrap_or_else(|| rand::rng().random());

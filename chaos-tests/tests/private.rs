@@ -1,30 +1,23 @@
 //! A cluster of which the world sees nothing but WireGuard, on booted machines. Needs root.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use chaos_tests::tethered::{hk_dr, lab_up};
+use hk_lab::control::Tether;
 use serde_json::Value;
-
-/// The program under test: built beside this test.
-fn hk_dr() -> PathBuf {
-    let here = std::env::current_exe().expect("this test has a path");
-    let path = here.parent().and_then(Path::parent).expect("deps/..").join("hk-dr");
-    assert!(path.exists(), "{} is not built: run `make test` or `cargo build` first", path.display());
-    path
-}
 
 struct Lab {
     name: String,
     dir: tempfile::TempDir,
+    _tether: Tether,
 }
 
 impl Lab {
     fn up() -> Self {
         let dir = tempfile::Builder::new().prefix("hk-dr-private-").tempdir().expect("a scratch directory");
-        let lab = Self { name: format!("private-{}", std::process::id()), dir };
-        succeeded(&lab.run(&["lab", "up", "--ephemeral", "--name", &lab.name]), "lab up");
-        lab
+        let name = format!("private-{}", std::process::id());
+        Self { _tether: lab_up(&name), name, dir }
     }
 
     fn run(&self, args: &[&str]) -> Output {

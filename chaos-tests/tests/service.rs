@@ -2,10 +2,11 @@
 //! cluster, and lose what they need. Needs root; waits for minutes that cron names, so it is run by hand:
 //! `cargo test -p chaos-tests --test service -- --ignored --nocapture`.
 
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use chaos_tests::tethered::{hk_dr, lab_up};
+use hk_lab::control::Tether;
 use serde_json::Value;
 
 #[path = "service/listen.rs"]
@@ -36,6 +37,7 @@ const SOON: Duration = Duration::from_secs(240);
 struct Lab {
     name: String,
     dir: tempfile::TempDir,
+    _tether: Tether,
 }
 
 /// A `hk-dr serve` at the operator's place.
@@ -43,13 +45,6 @@ struct Instance<'a> {
     lab: &'a Lab,
     port: u16,
     child: Child,
-}
-
-fn hk_dr() -> PathBuf {
-    let here = std::env::current_exe().expect("this test has a path");
-    let path = here.parent().and_then(Path::parent).expect("deps/..").join("hk-dr");
-    assert!(path.exists(), "{} is not built: run `make test` or `cargo build` first", path.display());
-    path
 }
 
 fn succeeded(output: &Output, what: &str) -> String {
@@ -81,9 +76,8 @@ impl Lab {
     /// Both tests of this file may run at once.
     fn up(about: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("hk-dr-service-").tempdir().expect("a scratch directory");
-        let lab = Self { name: format!("service-{about}-{}", std::process::id()), dir };
-        let up = Command::new(hk_dr()).args(["lab", "up", "--name", &lab.name]).output().expect("hk-dr starts");
-        succeeded(&up, "lab up");
+        let name = format!("service-{about}-{}", std::process::id());
+        let lab = Self { _tether: lab_up(&name), name, dir };
         std::fs::create_dir_all(lab.dir.path().join("git/policies")).expect("a directory");
         std::fs::write(lab.path("git/cluster.yaml"), DEMO).expect("written");
         std::fs::write(lab.path("git/policies/quick.yaml"), POLICY).expect("written");

@@ -30,9 +30,7 @@ struct Writer<'a> {
 }
 
 pub fn kubectl() -> PathBuf {
-    let cache = std::env::var_os("HK_DR_CACHE").map(PathBuf::from);
-    let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var("HOME").expect("a home")).join(".cache/hk-dr"));
-    cache.join("artifacts/kubectl-1.35.4")
+    chaos_tests::tethered::cache_dir().join("artifacts/kubectl-1.35.4")
 }
 
 fn at_operator(lab: &Lab) -> Command {
