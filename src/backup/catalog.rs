@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::manifest::{Finding, Manifest, Sealed, Verification};
 use super::{Identities, layout, recovery, unpack, unseal};
 use crate::ports::{
-    Backups, ByteStream, Compared, ErrorCode, ObjectStore, PortError, PortResult, RecoverySet, Served, SnapshotInfo,
-    Vouched,
+    Backups, ByteStream, Compared, ErrorCode, ObjectStore, PortError, PortResult, Reading, RecoverySet, Served,
+    SnapshotInfo, Vouched,
 };
 
 /// Manifests read at the same time.
@@ -230,9 +230,10 @@ impl Backups for BucketBackups {
         read_recovery(self.store.as_ref(), &entry.manifest, &self.identities).await
     }
 
-    async fn take(&self, etcd: std::sync::Arc<dyn crate::ports::Etcd>) -> PortResult<String> {
+    async fn take(&self, etcd: std::sync::Arc<dyn crate::ports::Etcd>, reading: Reading) -> PortResult<String> {
         let progress = std::sync::Arc::default();
-        Ok(self.source()?.take(etcd.as_ref(), self.store.as_ref(), &progress).await?.manifest.id)
+        let taken = self.source()?.take(etcd.as_ref(), self.store.as_ref(), reading, &progress).await?;
+        Ok(taken.manifest.id)
     }
 
     async fn verify(&self, id: &str) -> PortResult<()> {

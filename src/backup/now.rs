@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use super::{Catalog, Compression, Identities, Progress, Recipients, TakeRequest, Taken, take, verify};
 use crate::distribution::pki::ClusterSecrets;
-use crate::ports::{Clock, ErrorCode, Etcd, ObjectStore, PortError, PortResult, RecoverySet, Vault};
+use crate::ports::{Clock, ErrorCode, Etcd, ObjectStore, PortError, PortResult, Reading, RecoverySet, Vault};
+
+/// How much faster is read what something waits for (docs/DECISIONS.md).
+const AWAITED_TIMES: NonZeroU64 = NonZeroU64::new(5).expect("it is not zero");
 
 /// What a snapshot is made of beside etcd's data.
 #[derive(Clone)]
@@ -18,8 +21,8 @@ pub struct Source {
     pub recipients: Recipients,
     pub vault: Arc<dyn Vault>,
     pub clock: Arc<dyn Clock>,
-    /// Bytes that are read from etcd in a second, at most; `None`: as fast as it goes.
-    pub bytes_per_second: Option<NonZeroU64>,
+    /// Bytes that are read from etcd in a second, at most, when nobody waits.
+    pub bytes_per_second: NonZeroU64,
     /// Where plain files lie unlinked while a snapshot is read back.
     pub scratch: PathBuf,
 }
@@ -45,7 +48,13 @@ impl Source {
     }
 
     /// Takes a snapshot of these members.
-    pub async fn take(&self, etcd: &dyn Etcd, store: &dyn ObjectStore, progress: &Arc<Progress>) -> PortResult<Taken> {
+    pub async fn take(
+        &self,
+        etcd: &dyn Etcd,
+        store: &dyn ObjectStore,
+        reading: Reading,
+        progress: &Arc<Progress>,
+    ) -> PortResult<Taken> {
         take(&TakeRequest {
             cluster: &self.cluster,
             etcd,
@@ -56,7 +65,11 @@ impl Source {
             git_commit: self.git_commit.clone(),
             clock: self.clock.as_ref(),
             compression: Compression::default(),
-            bytes_per_second: self.bytes_per_second,
+            bytes_per_second: match reading {
+                Reading::Unhurried => Some(self.bytes_per_second),
+                Reading::Awaited => Some(self.bytes_per_second.saturating_mul(AWAITED_TIMES)),
+                Reading::AtOnce => None,
+            },
             progress,
         })
         .await

@@ -132,7 +132,7 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
         recipients: declared.recipients.clone(),
         vault: Arc::clone(&vault),
         clock: Arc::clone(&clock) as _,
-        bytes_per_second: Some(cluster.backup.bytes_per_second()),
+        bytes_per_second: cluster.backup.bytes_per_second(),
         scratch: context.state_dir().join("scratch"),
     };
     let world = World {

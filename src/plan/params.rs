@@ -154,7 +154,12 @@ params! {
     /// Starts a worker's kubelet and proxy.
     "worker.start" v 1 => WorkerStart { server: String }
     /// Takes a snapshot into the bucket and reads it back if asked.
-    "snapshot.take" v 1 => SnapshotTake { servers: BTreeMap<String, String>, verify: bool }
+    "snapshot.take" v 1 => SnapshotTake {
+        servers: BTreeMap<String, String>, verify: bool,
+        /// Nothing is written any more: members are read as fast as it goes.
+        #[serde(default)]
+        idle: bool,
+    }
     /// Stops controllers and API server of one master, and keeps them stopped over a reboot.
     "control_plane.stop" v 1 => ControlPlaneStop { server: String }
     /// Stops etcd on one master and unmounts its volume.

@@ -92,7 +92,7 @@ pub(super) fn move_elsewhere(expansion: &mut Expansion<'_>) -> Result<(), PlanEr
     let params = EtcdAgree { servers: servers.clone() };
     expansion.join(HASH_BEFORE, &params, title, "what comes back elsewhere must be exactly this", 180);
     let title = "take a snapshot of the very last state";
-    let params = SnapshotTake { servers: servers.clone(), verify: false };
+    let params = SnapshotTake { servers: servers.clone(), verify: false, idle: true };
     expansion.join(
         LAST_SNAPSHOT,
         &params,

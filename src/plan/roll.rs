@@ -231,7 +231,8 @@ pub(super) fn roll_masters<'a>(draft: &mut Draft<'a>, rolling: &Rolling<'a>) -> 
         draft.findings.push(upgrade);
         let needs: Vec<&str> = after.iter().map(String::as_str).collect();
         let servers = serving.iter().filter(|(_, full)| basis.inventory.etcd_serving.contains(*full));
-        let params = SnapshotTake { servers: servers.map(|(m, f)| (m.clone(), f.clone())).collect(), verify: true };
+        let servers = servers.map(|(m, f)| (m.clone(), f.clone())).collect();
+        let params = SnapshotTake { servers, verify: true, idle: false };
         let reason = "versions change: should all of this go wrong, `hk-dr rebuild` brings the cluster back from it";
         draft.add(SNAPSHOT, &params, &needs, "take a snapshot and read it back", reason, 3600);
         after = vec![SNAPSHOT.into()];

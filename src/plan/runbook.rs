@@ -274,7 +274,7 @@ impl<'a> Expansion<'a> {
             .collect();
         let title = if verify { "take a snapshot and read it back" } else { "take a snapshot" };
         let reason = "should all of this go wrong, `hk-dr rebuild` brings the cluster back from it";
-        self.join("snapshot", &SnapshotTake { servers, verify }, title, reason, 3600);
+        self.join("snapshot", &SnapshotTake { servers, verify, idle: false }, title, reason, 3600);
     }
 
     /// API servers of all, then etcd of all, so that nothing writes when the hash is noted.

@@ -170,6 +170,17 @@ pub struct SnapshotInfo {
     pub proven: bool,
 }
 
+/// How a snapshot is read from its member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// At the pace that the cluster declares, so that its writes hardly notice: nobody waits for it.
+    Unhurried,
+    /// At several times that pace: something waits for it while the cluster serves.
+    Awaited,
+    /// As fast as it goes.
+    AtOnce,
+}
+
 /// Snapshots in the bucket.
 #[async_trait]
 pub trait Backups: Send + Sync {
@@ -179,7 +190,7 @@ pub trait Backups: Send + Sync {
     async fn open_etcd(&self, id: &str) -> PortResult<ByteStream>;
     async fn open_recovery_set(&self, id: &str) -> PortResult<RecoverySet>;
     /// Takes a snapshot of these members, with all a recovery needs, and returns its id.
-    async fn take(&self, etcd: Arc<dyn Etcd>) -> PortResult<String>;
+    async fn take(&self, etcd: Arc<dyn Etcd>, reading: Reading) -> PortResult<String>;
     /// Reads a snapshot back: every digest, every page. `Corrupt` if it is not what it says.
     async fn verify(&self, id: &str) -> PortResult<()>;
     /// Compares every key of a snapshot with what a living etcd has.

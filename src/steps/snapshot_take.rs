@@ -2,7 +2,7 @@ use async_trait::async_trait;
 
 use super::{Observed, StepContext, StepKind};
 use crate::plan::params::SnapshotTake;
-use crate::ports::PortResult;
+use crate::ports::{PortResult, Reading};
 
 /// Takes a snapshot into the bucket. Output: its name.
 pub struct SnapshotTakeStep;
@@ -19,7 +19,9 @@ impl StepKind for SnapshotTakeStep {
 
     async fn apply(&self, cx: &StepContext<'_>, params: &SnapshotTake) -> PortResult<String> {
         let etcd = cx.etcd(&params.servers).await?;
-        let id = cx.world.backups.take(etcd).await?;
+        // The API is away meanwhile: nobody's writes need consideration, and everybody waits.
+        let reading = if params.idle { Reading::AtOnce } else { Reading::Awaited };
+        let id = cx.world.backups.take(etcd, reading).await?;
         if params.verify {
             cx.world.backups.verify(&id).await?;
         }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use hk_dr::ports::{
-    Artifacts, Backups, ByteStream, Clock, Compared, ErrorCode, Etcd, Kube, PortError, PortResult, RecoverySet, Served,
-    SnapshotInfo, Vault,
+    Artifacts, Backups, ByteStream, Clock, Compared, ErrorCode, Etcd, Kube, PortError, PortResult, Reading,
+    RecoverySet, Served, SnapshotInfo, Vault,
 };
 
 use super::{MemoryWorld, moment, unused};
@@ -58,7 +58,7 @@ impl Backups for MemoryWorld {
         Ok(self.recovery.clone())
     }
 
-    async fn take(&self, etcd: Arc<dyn Etcd>) -> PortResult<String> {
+    async fn take(&self, etcd: Arc<dyn Etcd>, _: Reading) -> PortResult<String> {
         for member in etcd.members() {
             etcd.status(&member).await?;
         }

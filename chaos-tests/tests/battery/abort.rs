@@ -42,6 +42,15 @@ async fn masters_taken_elsewhere_survive_death_after_every_event_and_leave_their
 }
 
 #[tokio::test]
+async fn only_a_snapshot_that_everybody_waits_for_is_read_at_once() {
+    let wanted = Wanted::Runbook(runbook("masters-to-other-location", &[]));
+    let plan = draw(&before(&wanted).await, &wanted).await;
+    let of = |id: &str| &plan.steps.iter().find(|step| step.id == id).expect("a snapshot").params;
+    assert_eq!(of("snapshot")["idle"], false, "the API serves");
+    assert_eq!(of("snapshot-last")["idle"], true, "the API is away until the masters are back");
+}
+
+#[tokio::test]
 async fn masters_go_to_the_location_that_is_named_if_the_cluster_may_be_there() {
     let named = |to: &str| RunbookChoice { location: Some(to.into()), ..runbook("masters-to-other-location", &[]) };
     let world = run_undisturbed(&named("hel1")).await;

@@ -1,16 +1,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::backup::Manifest;
-use crate::backup::log::{CutRule, NewBase, ShipEvent, ShipRequest, ship};
-use crate::cli::connect::{Connected, connect};
+use crate::backup::log::{CutRule, ShipEvent, ShipRequest, ship};
+use crate::cli::connect::connect;
 use crate::cli::members::FollowedEtcd;
-use crate::cli::snapshot::{print_json, size, take::take_now};
+use crate::cli::snapshot::{print_json, size, take::Takes};
 use crate::cli::{CliError, Context};
-use crate::ports::{ErrorCode, PortError, PortResult};
+use crate::ports::{ErrorCode, PortError};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -26,16 +24,6 @@ pub(super) struct Args {
     /// … or after this time, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(50..=600_000))]
     segment_time: u64,
-}
-
-/// Takes snapshots as `hk-dr snapshot` does.
-struct Takes<'a>(&'a Connected);
-
-#[async_trait]
-impl NewBase for Takes<'_> {
-    async fn take(&self) -> PortResult<Manifest> {
-        take_now(self.0, &Arc::default()).await.map(|taken| taken.manifest)
-    }
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {

@@ -4,21 +4,21 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::backup::log::{CutRule, NewBase, ShipRequest, ship};
+use crate::backup::log::{CutRule, ShipRequest, ship};
 use crate::backup::{
     Catalog, CompactRequest, Compression, Entry, Identities, Manifest, compact, plan_pruning, prune, verify,
 };
 use crate::cli::connect::Connected;
 use crate::cli::drive::{Manner, draw_and_execute};
 use crate::cli::members::FollowedEtcd;
-use crate::cli::snapshot::take::take_now;
+use crate::cli::snapshot::take::{Takes, take_now};
 use crate::cli::{CliError, Context, ExitKind, certificates, resume, runbook};
 use crate::config::{Action, Approval, LogPolicy, RecoveryPointChoice, RetentionConfig};
 use crate::drill::{Evidence, Verdict, any_api};
 use crate::journal::{RunStatus, StepState, mirrored_runs, read_mirrored};
 use crate::plan::Plan;
 use crate::plan::schedule::draw;
-use crate::ports::{ErrorCode, Kube, PortError, PortResult};
+use crate::ports::{ErrorCode, Kube, PortError, PortResult, Reading};
 use crate::runs::Runs;
 use crate::serve::{Gauges, Order, Report, RunView, Work};
 use crate::steps::Mark;
@@ -82,7 +82,7 @@ impl Commands {
         };
         let manifest = match there {
             Some(manifest) => manifest,
-            None => take_now(&self.connected, &Arc::default()).await?.manifest,
+            None => take_now(&self.connected, Reading::Unhurried, &Arc::default()).await?.manifest,
         };
         let mut note = format!("snapshot {} of revision {}", manifest.id, manifest.revision);
         if order.schedule.verify {
@@ -345,16 +345,6 @@ fn running(runs: &Runs, id: &str) -> Option<RunView> {
     };
     let steps = plan.steps.iter().map(|step| (step.title.clone(), word(&step.id))).collect();
     Some(RunView { id: id.to_owned(), what, began: events.first().map(|e| e.at), steps })
-}
-
-/// Takes snapshots as `hk-dr snapshot` does.
-struct Takes<'a>(&'a Connected);
-
-#[async_trait]
-impl NewBase for Takes<'_> {
-    async fn take(&self) -> PortResult<Manifest> {
-        take_now(self.0, &Arc::default()).await.map(|taken| taken.manifest)
-    }
 }
 
 /// What a command would have said, for the book and the notification.

@@ -2,15 +2,17 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{print_json, size};
-use crate::backup::{Identities, Progress, Taken, verify};
+use crate::backup::log::NewBase;
+use crate::backup::{Identities, Manifest, Progress, Taken, verify};
 use crate::cli::connect::{Connected, connect};
 use crate::cli::members::etcd_of;
 use crate::cli::{CliError, Context};
 use crate::config::BYTES_PER_MB;
-use crate::ports::PortResult;
+use crate::ports::{PortResult, Reading};
 
 /// How.
 #[derive(clap::Args, Default)]
@@ -26,13 +28,18 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let mut connected = connect(context)?;
-    connected.source.bytes_per_second =
-        args.megabytes_per_second.map(|mb| NonZeroU64::from(mb).saturating_mul(BYTES_PER_MB));
+    let reading = match args.megabytes_per_second {
+        Some(mb) => {
+            connected.source.bytes_per_second = NonZeroU64::from(mb).saturating_mul(BYTES_PER_MB);
+            Reading::Unhurried
+        }
+        None => Reading::AtOnce,
+    };
     let progress = Arc::default();
     let taken = context.block_on(async {
         let show = show_progress(context, &progress);
         tokio::select! {
-            taken = take_now(&connected, &progress) => taken,
+            taken = take_now(&connected, reading, &progress) => taken,
             () = show => unreachable!("showing progress has no end"),
         }
     })?;
@@ -70,9 +77,23 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
 
 /// Takes a snapshot of the declared cluster: finds its masters, connects, and adds to the cluster's secrets what else a
 /// recovery needs.
-pub(in crate::cli) async fn take_now(connected: &Connected, progress: &Arc<Progress>) -> PortResult<Taken> {
+pub(in crate::cli) async fn take_now(
+    connected: &Connected,
+    reading: Reading,
+    progress: &Arc<Progress>,
+) -> PortResult<Taken> {
     let etcd = etcd_of(connected).await?;
-    connected.source.take(etcd.as_ref(), connected.world.store.as_ref(), progress).await
+    connected.source.take(etcd.as_ref(), connected.world.store.as_ref(), reading, progress).await
+}
+
+/// Takes what the log continues from: until it is whole, nothing is covered.
+pub(in crate::cli) struct Takes<'a>(pub(in crate::cli) &'a Connected);
+
+#[async_trait]
+impl NewBase for Takes<'_> {
+    async fn take(&self) -> PortResult<Manifest> {
+        take_now(self.0, Reading::Awaited, &Arc::default()).await.map(|taken| taken.manifest)
+    }
 }
 
 /// Shows how far it is, until it is dropped.
