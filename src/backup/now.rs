@@ -65,11 +65,7 @@ impl Source {
             git_commit: self.git_commit.clone(),
             clock: self.clock.as_ref(),
             compression: Compression::default(),
-            bytes_per_second: match reading {
-                Reading::Unhurried => Some(self.bytes_per_second),
-                Reading::Awaited => Some(self.bytes_per_second.saturating_mul(AWAITED_TIMES)),
-                Reading::AtOnce => None,
-            },
+            bytes_per_second: pace(self.bytes_per_second, reading),
             progress,
         })
         .await
@@ -79,5 +75,27 @@ impl Source {
     pub async fn verify(&self, id: &str, store: &dyn ObjectStore, identities: &Identities) -> PortResult<()> {
         let entry = Catalog::new(store, &self.cluster).find(id).await?;
         verify(store, &entry.manifest, identities, &self.scratch, self.clock.as_ref()).await.map(|_| ())
+    }
+}
+
+/// Bytes that are read in a second, at most; none: as fast as it goes.
+fn pace(declared: NonZeroU64, reading: Reading) -> Option<NonZeroU64> {
+    match reading {
+        Reading::Unhurried => Some(declared),
+        Reading::Awaited => Some(declared.saturating_mul(AWAITED_TIMES)),
+        Reading::AtOnce => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_is_served_faster() {
+        let declared = NonZeroU64::new(5_000_000).unwrap();
+        assert_eq!(pace(declared, Reading::Unhurried), Some(declared));
+        assert_eq!(pace(declared, Reading::Awaited), NonZeroU64::new(25_000_000));
+        assert_eq!(pace(declared, Reading::AtOnce), None);
     }
 }

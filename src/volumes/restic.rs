@@ -293,7 +293,7 @@ async fn back_up(request: &BackupRequest<'_>) -> PortResult<Backup> {
     repository.records().keep(&backup).await?;
     super::locks::renew(repository, clock.as_ref()).await.map_err(|e| {
         e.context("lock again what backups share")
-            .hint("the backup is whole and kept; `hk-dr doctor` tries locks, and the next backup does")
+            .hint("the backup is whole and kept; `hk-dr doctor` tries whether locks hold, and the next backup takes them again")
     })?;
     if output.status == 66 {
         return Err(failed("`after` failed", "the backup is whole and kept; look at what was quiesced on the server"));
