@@ -105,6 +105,7 @@ pub async fn compact(request: &CompactRequest<'_>) -> PortResult<Result<Manifest
             not_compared: vec!["made from the log: no member was asked".to_owned()],
             compact_revision: None,
         },
+        not_in_place: None,
         made_from: Some(MadeFrom { snapshot: base.id, segments: recalled.segments, made_at: request.clock.now() }),
         hk_dr_version: env!("CARGO_PKG_VERSION").to_owned(),
     };

@@ -35,6 +35,9 @@ pub struct Manifest {
     pub recipients: Vec<String>,
     pub git_commit: Option<String>,
     pub hash_kv: HashKvCheck,
+    /// Why the member's file was not read where it lies, though that was tried: it came through etcd's API then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_in_place: Option<String>,
     /// Set if it was not taken from a member but made from an older snapshot and the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_from: Option<MadeFrom>,

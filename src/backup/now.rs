@@ -23,6 +23,8 @@ pub struct Source {
     pub clock: Arc<dyn Clock>,
     /// Bytes that are read from etcd in a second, at most, when nobody waits.
     pub bytes_per_second: NonZeroU64,
+    /// Databases from this size on are read from the member's file where it lies.
+    pub in_place_from_bytes: u64,
     /// Where plain files lie unlinked while a snapshot is read back.
     pub scratch: PathBuf,
 }
@@ -66,6 +68,7 @@ impl Source {
             clock: self.clock.as_ref(),
             compression: Compression::default(),
             bytes_per_second: pace(self.bytes_per_second, reading),
+            in_place_from_bytes: self.in_place_from_bytes,
             progress,
         })
         .await

@@ -21,7 +21,7 @@ pub(super) const BLOCK_BYTES: usize = 1 << 20;
 const TRAILER: usize = 32;
 
 /// How hard to compress.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Compression {
     /// zstd's level. `None`: what a sample of the data says, [`LEVEL`] or [`FAST_LEVEL`].
     pub level: Option<i32>,
@@ -48,7 +48,7 @@ impl Default for Compression {
 }
 
 /// What was learned from the plain bytes.
-#[derive(Debug)]
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Inspected {
     pub bytes: u64,
     pub sha256: String,
@@ -134,21 +134,46 @@ pub(super) fn seal(
     compression: Compression,
     parts: mpsc::Sender<Bytes>,
 ) -> PortResult<Stored> {
+    let mut encrypted = encrypt(recipients, parts)?;
+    let stored = pack(input, compression, |frame| encrypted.write_all(frame))
+        .and_then(|()| encrypted.finish())
+        .and_then(Parts::finish);
+    stored.map_err(|e| local(&e))
+}
+
+/// As [`seal`] for what is compressed already.
+pub(super) fn seal_packed(
+    mut input: mpsc::Receiver<Bytes>,
+    recipients: &Recipients,
+    parts: mpsc::Sender<Bytes>,
+) -> PortResult<Stored> {
+    let mut encrypted = encrypt(recipients, parts)?;
+    while let Some(block) = input.blocking_recv() {
+        encrypted.write_all(&block).map_err(|e| local(&e))?;
+    }
+    encrypted.finish().and_then(Parts::finish).map_err(|e| local(&e))
+}
+
+fn encrypt(recipients: &Recipients, parts: mpsc::Sender<Bytes>) -> PortResult<age::stream::StreamWriter<Parts>> {
     let sink = Parts { part: BytesMut::new(), digest: Sha256::new(), bytes: 0, out: parts };
-    let mut encrypted = recipients.encryptor()?.wrap_output(sink).map_err(|e| local(&e))?;
+    recipients.encryptor()?.wrap_output(sink).map_err(|e| local(&e))
+}
+
+/// Compresses until the input ends.
+pub(super) fn pack(
+    input: &Receiver<Bytes>,
+    compression: Compression,
+    out: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let mut sample = Vec::new();
     let level = match compression.level {
         Some(level) => level,
         None => {
             sample.extend(input.iter().take(SAMPLE_BLOCKS));
-            choose_level(&sample).map_err(|e| local(&e))?
+            choose_level(&sample)?
         }
     };
-    let blocks = sample.into_iter().chain(input.iter());
-    let stored = frames::compress(blocks, level, compression.workers, |frame| encrypted.write_all(frame))
-        .and_then(|()| encrypted.finish())
-        .and_then(Parts::finish);
-    stored.map_err(|e| local(&e))
+    frames::compress(sample.into_iter().chain(input.iter()), level, compression.workers, out)
 }
 
 /// Compresses and encrypts what is in memory.

@@ -3,29 +3,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
+use bytes::Bytes;
+use jiff::Timestamp;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::agree::{Agreement, agree};
 use super::manifest::{FORMAT, Manifest, Sealed};
-use super::seal::{self, BLOCK_BYTES, Compression, Inspected, Stored};
-use super::{Recipients, layout, pack, require};
+use super::seal::{self, Compression, Inspected, Stored};
+use super::{Recipients, in_place, layout, pack, require, through_api};
 use crate::ports::{
-    ByteStream, Clock, ErrorClass, ErrorCode, Etcd, ObjectStore, PortError, PortResult, PutCondition, RecoverySet,
-    Upload,
+    Clock, ErrorClass, ErrorCode, Etcd, MemberFile, MemberStatus, ObjectStore, PortError, PortResult, PutCondition,
+    RecoverySet, Upload,
 };
 
 /// Silence of the member in the middle of its snapshot.
-const SILENCE_DEADLINE: Duration = Duration::from_secs(60);
-/// Blocks between two stages.
-const QUEUE: usize = 2;
-/// What etcd may send ahead of what is read. Less wakes it up more often.
-const AHEAD_BYTES_MAX: u32 = 2 << 20;
-/// Nothing smaller lets it send while the reader reads.
-const AHEAD_BYTES_MIN: u32 = 128 << 10;
+pub(super) const SILENCE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long an abort may take: the error it follows must get out.
 const ABORT_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -46,8 +38,13 @@ pub struct TakeRequest<'a> {
     pub compression: Compression,
     /// Bytes that are read from etcd in a second, at most. `None`: as fast as it goes, which its writes notice.
     pub bytes_per_second: Option<NonZeroU64>,
+    /// Databases from this size on are read from the member's file, by this program on its machine, where that can be reached.
+    pub in_place_from_bytes: u64,
     pub progress: &'a Arc<Progress>,
 }
+
+/// Below, sending this program there costs more than it saves.
+pub const IN_PLACE_FROM_BYTES: u64 = 64 << 20;
 
 /// How far it is; read by whoever shows it.
 #[derive(Debug, Default)]
@@ -58,6 +55,16 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// Bytes of the database that were read.
+    pub(super) fn read(&self, bytes: u64) {
+        self.read_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    fn begin_anew(&self) {
+        self.read_bytes.store(0, Ordering::Relaxed);
+        self.stored_bytes.store(0, Ordering::Relaxed);
+    }
+
     /// Bytes that came from etcd.
     pub fn read_bytes(&self) -> u64 {
         self.read_bytes.load(Ordering::Relaxed)
@@ -80,6 +87,31 @@ pub struct Taken {
     pub manifest: Manifest,
     /// The manifest's key in the bucket.
     pub manifest_key: String,
+    /// The most memory that this program held on the member's machine, where it read there.
+    pub beside_peak_kib: Option<u64>,
+}
+
+/// What ended an attempt.
+pub(super) struct Broken {
+    error: PortError,
+    /// Another way to read cannot help.
+    by_bucket: bool,
+}
+
+impl Broken {
+    pub(super) fn by_bucket(error: PortError) -> Self {
+        Self { error, by_bucket: true }
+    }
+}
+
+impl From<PortError> for Broken {
+    fn from(error: PortError) -> Self {
+        Self { error, by_bucket: false }
+    }
+}
+
+pub(super) fn died(error: tokio::task::JoinError) -> PortError {
+    PortError::new(ErrorCode::Local, format!("a stage of the snapshot died: {error}"))
 }
 
 /// Takes a snapshot: compares the members, streams one of them through check, compression and encryption into the bucket,
@@ -92,22 +124,18 @@ pub async fn take(request: &TakeRequest<'_>) -> PortResult<Taken> {
     let source = &agreement.source;
     request.progress.expected_bytes.store(u64::try_from(source.db_size_bytes).unwrap_or_default(), Ordering::Relaxed);
 
-    let nonce = seal::hex(&rand::random::<[u8; 4]>());
-    let stream_key = layout::stream_key(request.cluster, taken_at, &nonce);
-    // The bucket is asked first: if it is gone, etcd need not read its whole file.
-    let mut upload = request.store.upload(&stream_key).await?;
-    let (inspected, stored) = match stream(request, &agreement, upload.as_mut()).await {
-        Ok(done) => done,
-        Err(failed) => {
-            let aborted = tokio::time::timeout(ABORT_DEADLINE, upload.abort()).await;
-            let failed = failed.context(NOT_TAKEN);
-            return Err(match aborted {
-                Ok(Ok(())) => failed,
-                _ => failed.hint(format!("the unfinished upload of {stream_key} could not be aborted: remove it")),
-            });
-        }
+    let (streamed, not_in_place) = match file_of(request, source) {
+        None => (attempt(request, &agreement, taken_at, None).await, None),
+        Some(file) => match attempt(request, &agreement, taken_at, Some(file.as_ref())).await {
+            Err(Broken { error, by_bucket: false }) => {
+                request.progress.begin_anew();
+                (attempt(request, &agreement, taken_at, None).await, Some(error.message))
+            }
+            done => (done, None),
+        },
     };
-    upload.complete(PutCondition::Absent).await.map_err(|failed| failed.context(NOT_TAKEN))?;
+    let Streamed { key: stream_key, inspected, stored, beside_peak_kib } =
+        streamed.map_err(|broken| broken.error.context(NOT_TAKEN))?;
     let finished_at = request.clock.now();
 
     let summary = &inspected.summary;
@@ -149,6 +177,7 @@ pub async fn take(request: &TakeRequest<'_>) -> PortResult<Taken> {
         recipients: request.recipients.names(),
         git_commit: request.git_commit.clone(),
         hash_kv: agreement.check.clone(),
+        not_in_place,
         made_from: None,
         hk_dr_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
@@ -156,7 +185,50 @@ pub async fn take(request: &TakeRequest<'_>) -> PortResult<Taken> {
     let text = serde_json::to_vec_pretty(&manifest)
         .map_err(|e| PortError::new(ErrorCode::Invalid, format!("write the manifest: {e}")))?;
     put_once(request.store, &manifest_key, Bytes::from(text)).await.map_err(|failed| failed.context(NOT_TAKEN))?;
-    Ok(Taken { manifest, manifest_key })
+    Ok(Taken { manifest, manifest_key, beside_peak_kib })
+}
+
+/// The source's file, if it is worth it.
+fn file_of(request: &TakeRequest<'_>, source: &MemberStatus) -> Option<Arc<dyn MemberFile>> {
+    let bytes = u64::try_from(source.db_size_bytes).unwrap_or_default();
+    if bytes < request.in_place_from_bytes { None } else { request.etcd.file(&source.name) }
+}
+
+/// A stream that is stored.
+struct Streamed {
+    key: String,
+    inspected: Inspected,
+    stored: Stored,
+    beside_peak_kib: Option<u64>,
+}
+
+/// Stores the stream under a name of its own; one that breaks leaves nothing.
+async fn attempt(
+    request: &TakeRequest<'_>,
+    agreement: &Agreement,
+    taken_at: Timestamp,
+    file: Option<&dyn MemberFile>,
+) -> Result<Streamed, Broken> {
+    let nonce = seal::hex(&rand::random::<[u8; 4]>());
+    let key = layout::stream_key(request.cluster, taken_at, &nonce);
+    // The bucket is asked first: if it is gone, etcd need not read its whole file.
+    let mut upload = request.store.upload(&key).await.map_err(Broken::by_bucket)?;
+    let streamed = match file {
+        None => through_api::stream(request, agreement, upload.as_mut()).await.map(|done| (done, None)),
+        Some(file) => in_place::stream(request, agreement, file, upload.as_mut()).await,
+    };
+    match streamed {
+        Ok(((inspected, stored), beside_peak_kib)) => {
+            upload.complete(PutCondition::Absent).await.map_err(Broken::by_bucket)?;
+            Ok(Streamed { key, inspected, stored, beside_peak_kib })
+        }
+        Err(Broken { error, by_bucket }) => Err(match tokio::time::timeout(ABORT_DEADLINE, upload.abort()).await {
+            Ok(Ok(())) => Broken { error, by_bucket },
+            _ => {
+                Broken::by_bucket(error.hint(format!("the unfinished upload of {key} could not be aborted: remove it")))
+            }
+        }),
+    }
 }
 
 /// Writes an object that must not exist yet. When an answer is lost, the store's own repetition meets what the first
@@ -170,154 +242,15 @@ pub(super) async fn put_once(store: &dyn ObjectStore, key: &str, data: Bytes) ->
     Err(failed)
 }
 
-/// Runs the stages side by side until the stream's end. The first cause is the error that is returned.
-async fn stream(
-    request: &TakeRequest<'_>,
-    agreement: &Agreement,
+pub(super) async fn send(
+    mut from_seal: mpsc::Receiver<Bytes>,
     upload: &mut dyn Upload,
-) -> PortResult<(Inspected, Stored)> {
-    let member = &agreement.source.name;
-    let ahead_bytes = ahead(request, member).await;
-    let source = request.etcd.snapshot(member, ahead_bytes).await?;
-    let (to_inspect, from_etcd) = mpsc::channel(QUEUE);
-    let (to_seal, from_inspect) = std::sync::mpsc::sync_channel(QUEUE);
-    let (to_upload, from_seal) = mpsc::channel(1);
-    let compact_hint = agreement.compact_revision;
-    let inspecting = tokio::task::spawn_blocking(move || seal::inspect(from_etcd, &to_seal, compact_hint));
-    let (recipients, compression) = (request.recipients.clone(), request.compression);
-    let sealing = tokio::task::spawn_blocking(move || seal::seal(&from_inspect, &recipients, compression, to_upload));
-
-    // A task of its own shares a thread with the connection it reads from: waking it costs nothing, whereas waking this
-    // one costs a context switch for each of the stream's messages (docs/DECISIONS.md).
-    let pace = request.bytes_per_second.map(Pace::begin);
-    let receiving = receive(member.clone(), source, to_inspect, pace, Arc::clone(request.progress));
-    let receiving = AbortOnDropHandle::new(tokio::spawn(receiving));
-    let (received, sent) = tokio::join!(receiving, send(from_seal, upload, request.progress));
-    // A stage that stops drops its ends of the queues, so its neighbours stop too: both tasks end by themselves.
-    let died =
-        |e: tokio::task::JoinError| PortError::new(ErrorCode::Local, format!("a stage of the snapshot died: {e}"));
-    let (inspected, sealed) = (inspecting.await.map_err(died)?, sealing.await.map_err(died)?);
-    received.map_err(died)??;
-    sent?;
-    Ok((inspected?, sealed?))
-}
-
-/// How far the member may send ahead: at a pace only as far as the way to it is long, because it sends what it may in one go, and
-/// its writes wait meanwhile.
-async fn ahead(request: &TakeRequest<'_>, member: &str) -> u32 {
-    let Some(pace) = request.bytes_per_second else { return AHEAD_BYTES_MAX };
-    let begun = Instant::now();
-    // One that does not answer shows when the snapshot begins.
-    let _ = request.etcd.status(member).await;
-    ahead_bytes(pace, begun.elapsed())
-}
-
-/// Twice what is under way at that pace: HTTP/2 grants anew what was read when half of it was.
-fn ahead_bytes(bytes_per_second: NonZeroU64, round_trip: Duration) -> u32 {
-    let under_way = bytes_per_second.get() as f64 * round_trip.as_secs_f64();
-    (2.0 * under_way).clamp(f64::from(AHEAD_BYTES_MIN), f64::from(AHEAD_BYTES_MAX)) as u32
-}
-
-/// Holds a stream back: what is not asked for stays behind HTTP/2's window, and etcd reads no more of its file.
-struct Pace {
-    begun: Instant,
-    bytes_per_second: NonZeroU64,
-}
-
-impl Pace {
-    fn begin(bytes_per_second: NonZeroU64) -> Self {
-        Self { begun: Instant::now(), bytes_per_second }
-    }
-
-    /// Waits until so many bytes may have come.
-    async fn keep(&self, bytes: u64) {
-        tokio::time::sleep_until(self.begun + self.due(bytes)).await;
-    }
-
-    /// How long after the beginning so many bytes may have come.
-    fn due(&self, bytes: u64) -> Duration {
-        Duration::from_secs_f64(bytes as f64 / self.bytes_per_second.get() as f64)
-    }
-}
-
-async fn receive(
-    member: String,
-    mut source: ByteStream,
-    to_inspect: mpsc::Sender<Bytes>,
-    pace: Option<Pace>,
-    progress: Arc<Progress>,
+    progress: &Progress,
 ) -> PortResult<()> {
-    let mut block = BytesMut::with_capacity(BLOCK_BYTES);
-    loop {
-        let next = tokio::time::timeout(SILENCE_DEADLINE, source.next()).await.map_err(|_| {
-            let message = format!("etcd member {member} went silent for {} s", SILENCE_DEADLINE.as_secs());
-            PortError::new(ErrorCode::Timeout, message).hint("nothing was kept; take the snapshot again")
-        })?;
-        match next {
-            None => {
-                if !block.is_empty() {
-                    // Whether or not it is taken: the next stage says what is wrong, if it has stopped.
-                    let _ = to_inspect.send(block.freeze()).await;
-                }
-                return Ok(());
-            }
-            Some(Err(broken)) => {
-                let hint =
-                    broken.hint.clone().unwrap_or_else(|| "nothing was kept; take the snapshot again".to_owned());
-                let bytes = progress.read_bytes();
-                return Err(broken
-                    .context(format!("the snapshot stream of member {member} broke after {bytes} bytes"))
-                    .hint(hint));
-            }
-            Some(Ok(chunk)) => {
-                progress.read_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                if let Some(pace) = &pace {
-                    pace.keep(progress.read_bytes()).await;
-                }
-                let mut rest = &chunk[..];
-                while !rest.is_empty() {
-                    let (now, later) = rest.split_at(rest.len().min(BLOCK_BYTES - block.len()));
-                    block.extend_from_slice(now);
-                    rest = later;
-                    if block.len() == BLOCK_BYTES {
-                        let full = std::mem::replace(&mut block, BytesMut::with_capacity(BLOCK_BYTES));
-                        if to_inspect.send(full.freeze()).await.is_err() {
-                            // The next stage stopped and says why.
-                            return Ok(());
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-async fn send(mut from_seal: mpsc::Receiver<Bytes>, upload: &mut dyn Upload, progress: &Progress) -> PortResult<()> {
     while let Some(part) = from_seal.recv().await {
         let bytes = part.len() as u64;
         upload.part(part).await?;
         progress.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_are_due_when_the_pace_allows_them() {
-        let pace = Pace::begin(NonZeroU64::new(25_000_000).unwrap());
-        assert_eq!(pace.due(0), Duration::ZERO);
-        assert_eq!(pace.due(5_000_000), Duration::from_millis(200));
-        assert_eq!(pace.due(1_500_000_000), Duration::from_secs(60));
-    }
-
-    #[test]
-    fn a_member_sends_ahead_what_the_way_to_it_needs() {
-        let pace = NonZeroU64::new(25_000_000).unwrap();
-        assert_eq!(ahead_bytes(pace, Duration::from_micros(300)), AHEAD_BYTES_MIN, "beside it");
-        assert_eq!(ahead_bytes(pace, Duration::from_millis(30)), 1_500_000, "in another country");
-        assert_eq!(ahead_bytes(pace, Duration::from_secs(2)), AHEAD_BYTES_MAX, "a member that hardly answers");
-    }
 }

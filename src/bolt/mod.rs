@@ -5,6 +5,7 @@
 
 mod behind;
 mod error;
+mod head;
 mod key_value;
 mod meta;
 mod page;
@@ -15,6 +16,7 @@ pub(crate) mod tests;
 mod write;
 
 pub use error::BoltError;
+pub use head::Head;
 pub use key_value::{Revision, Stored, decode, encode, encode_lease, key_and_lease, revision, revision_key};
 pub use reader::{Backend, BackendInfo, Entries};
 pub use scan::{Scanner, Summary};

@@ -31,7 +31,7 @@ const DETAIL_OVERHEAD: usize = 64;
 const DEPTH_MAX: usize = 24;
 
 /// What a snapshot holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Summary {
     /// Bytes of the file without a snapshot's trailer.
     pub size_bytes: u64,

@@ -3,6 +3,7 @@ mod drills;
 mod front;
 mod history;
 mod lab;
+mod once;
 mod replace;
 mod service;
 mod sizes;
@@ -17,7 +18,7 @@ use serde::Serialize;
 
 pub use burden::{LoadArgs, load};
 pub use lab::desk;
-pub use snapshot::{OnceArgs, once};
+pub use once::{OnceArgs, once};
 
 use super::{CliError, Context, ExitKind};
 

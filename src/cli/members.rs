@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use super::connect::Connected;
 use crate::distribution::server_name;
 use crate::ports::{
-    ByteStream, ChangeWatch, ErrorCode, Etcd, EtcdEndpoint, HashKv, KeyValue, LeaseTtl, Member, MemberStatus,
-    PortError, PortResult,
+    ByteStream, ChangeWatch, ErrorCode, Etcd, EtcdEndpoint, HashKv, KeyValue, LeaseTtl, Member, MemberFile,
+    MemberStatus, PortError, PortResult,
 };
 use crate::steps::ServerOutput;
 
@@ -111,6 +111,9 @@ impl Etcd for FollowedEtcd<'_> {
     }
     async fn snapshot(&self, member: &str, ahead_bytes: u32) -> PortResult<ByteStream> {
         followed!(self, member, snapshot, ahead_bytes)
+    }
+    fn file(&self, member: &str) -> Option<Arc<dyn MemberFile>> {
+        self.current(member).ok()?.file(member)
     }
     async fn range(
         &self,

@@ -42,6 +42,7 @@ mod past_object;
 mod plan;
 mod policy;
 mod pruning;
+mod read_pages;
 mod rebuild;
 mod recovered;
 mod report;
@@ -133,6 +134,8 @@ enum Command {
     #[command(hide = true)]
     BenchSnapshotOnce(bench::OnceArgs),
     Completions(completions::Args),
+    #[command(hide = true)]
+    ReadPages(read_pages::Args),
     Demo(demo::Args),
     #[command(hide = true)]
     DemoProbe(demo_probe::Args),
@@ -223,6 +226,7 @@ fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::BenchDesk(args) => bench::desk::run(&args, context),
         Command::BenchLoad(args) => bench::load(&args, context),
         Command::BenchSnapshotOnce(args) => bench::once(&args, context),
+        Command::ReadPages(args) => read_pages::run(&args, context),
         Command::Completions(args) => completions::run(args, context),
         Command::Demo(args) => demo::run(args, context),
         Command::DemoProbe(args) => demo_probe::run(args, context),

@@ -14,8 +14,8 @@ use super::error::port_error;
 use super::snapshot;
 use super::watch::Watch;
 use crate::ports::{
-    ByteStream, ChangeWatch, ClientTls, ErrorCode, Etcd, HashKv, KeyValue, LeaseTtl, Member, MemberStatus, PortError,
-    PortResult,
+    ByteStream, ChangeWatch, ClientTls, ErrorCode, Etcd, HashKv, KeyValue, LeaseTtl, Member, MemberFile, MemberStatus,
+    PortError, PortResult,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,6 +46,7 @@ struct Link {
     /// For connections of their own.
     endpoint: Endpoint,
     explain: Option<Explain>,
+    file: Option<Arc<dyn MemberFile>>,
     /// Keeps a forwarded port open.
     _guard: Option<Box<dyn Any + Send + Sync>>,
 }
@@ -92,8 +93,15 @@ impl EtcdClient {
             options = options.with_tls(options_tls);
         }
         let client = Client::connect([url], Some(options)).await.map_err(prepare)?;
-        self.members.push(Link { name: name.to_owned(), client, endpoint, explain, _guard: guard });
+        self.members.push(Link { name: name.to_owned(), client, endpoint, explain, file: None, _guard: guard });
         Ok(())
+    }
+
+    /// Says where the member's file is, once it was added.
+    pub(crate) fn with_file(&mut self, name: &str, file: Arc<dyn MemberFile>) {
+        if let Some(link) = self.members.iter_mut().find(|link| link.name == name) {
+            link.file = Some(file);
+        }
     }
 
     fn link(&self, member: &str) -> PortResult<&Link> {
@@ -194,6 +202,10 @@ impl Etcd for EtcdClient {
         let begun = snapshot::begin(&link.endpoint, ahead_bytes);
         let stream = link.call("start a snapshot of", CALL_TIMEOUT, begun).await?;
         Ok(snapshot::bytes(stream, link.name.clone()))
+    }
+
+    fn file(&self, member: &str) -> Option<Arc<dyn MemberFile>> {
+        self.link(member).ok()?.file.clone()
     }
 
     async fn range(

@@ -1,7 +1,11 @@
+use std::sync::Arc;
+use std::time::Duration;
+
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{ByteStream, ErrorCode, PortError, PortResult};
+use super::{ByteStream, ErrorCode, PortError, PortResult, PrintedStream};
 
 /// One member as it sees itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +85,19 @@ pub struct LeaseTtl {
     pub remaining_seconds: i64,
 }
 
+/// A member's backend file where it lies, and a way to run hk-dr itself beside it.
+#[async_trait]
+pub trait MemberFile: Send + Sync {
+    /// The file's path on the member's machine.
+    fn path(&self) -> &str;
+    /// Puts this very program there, where it is missing.
+    async fn prepare(&self) -> PortResult<()>;
+    /// Starts it there, as root, once it was prepared. `arguments` are words without
+    /// anything that a shell would see; `gently` lets whatever else runs there go first.
+    async fn start(&self, arguments: &str, input: Bytes, gently: bool, deadline: Duration)
+    -> PortResult<PrintedStream>;
+}
+
 fn unsupported<T>() -> PortResult<T> {
     Err(PortError::new(ErrorCode::Invalid, "this connection to etcd cannot watch changes"))
 }
@@ -120,6 +137,10 @@ pub trait Etcd: Send + Sync {
     /// Watches all keys from a revision on (inclusive), which must have been reached.
     async fn watch(&self, _member: &str, _from_revision: i64) -> PortResult<Box<dyn ChangeWatch>> {
         unsupported()
+    }
+    /// The member's file, if its machine can be reached for that.
+    fn file(&self, _member: &str) -> Option<Arc<dyn MemberFile>> {
+        None
     }
     /// A lease's times to live; none if it does not exist any more.
     async fn lease_ttl(&self, _member: &str, _id: i64) -> PortResult<Option<LeaseTtl>> {

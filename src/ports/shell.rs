@@ -2,6 +2,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{ByteStream, PortResult};
@@ -26,6 +27,19 @@ pub struct Output {
     pub stderr: Vec<u8>,
 }
 
+/// What a command prints while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Printed {
+    /// Bytes of its standard output, in order.
+    Data(Bytes),
+    /// A line of its standard error, without its end.
+    Line(String),
+}
+
+/// What a command prints, as it comes. Ends without an error only if the command ended with status 0; dropping it closes the
+/// command's output.
+pub type PrintedStream = std::pin::Pin<Box<dyn futures::Stream<Item = PortResult<Printed>> + Send>>;
+
 /// A file to be put on a machine.
 #[derive(Clone)]
 pub struct RemoteFile {
@@ -48,6 +62,12 @@ pub trait Shell: Send + Sync {
     async fn put_files(&self, host: &Host, files: &[RemoteFile]) -> PortResult<()>;
     /// Feeds a stream to the standard input of a command.
     async fn feed(&self, host: &Host, command: &str, input: ByteStream, deadline: Duration) -> PortResult<Output>;
+    /// Starts a command, hands it `input` on standard input, and hands on what it prints while it runs. What is not read stays
+    /// with the command.
+    async fn start(&self, host: &Host, _: &str, _: Bytes, _: Duration) -> PortResult<PrintedStream> {
+        let message = format!("the output of commands on {} cannot be followed this way", host.name);
+        Err(super::PortError::new(super::ErrorCode::Invalid, message))
+    }
     /// Whether a new login with exactly this key, of those at hand, is accepted.
     async fn accepts(&self, host: &Host, public_key: &str) -> PortResult<bool>;
     /// Lets what listens at `local`, here, be reached at a port of the host's own loopback. Lives as long as the value.

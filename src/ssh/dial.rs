@@ -3,7 +3,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::SshShell;
+use super::{SshMemberFile, SshShell};
+use crate::distribution::upstream::ETCD_DATA_DIR;
 use crate::etcd::EtcdClient;
 use crate::kube::KubeClient;
 use crate::ports::{ClientTls, Dialer, Etcd, EtcdEndpoint, Host, Kube, PortResult};
@@ -18,12 +19,15 @@ pub struct SshDialer {
     shell: SshShell,
     pub(super) etcd_port: u16,
     pub(super) kube_port: u16,
+    /// The backend file's path on each member's machine.
+    etcd_file: String,
 }
 
 impl SshDialer {
     /// Dials through this shell's key and port.
     pub fn new(shell: SshShell) -> Self {
-        Self { shell, etcd_port: ETCD_PORT, kube_port: KUBE_PORT }
+        let etcd_file = format!("{ETCD_DATA_DIR}/member/snap/db");
+        Self { shell, etcd_port: ETCD_PORT, kube_port: KUBE_PORT, etcd_file }
     }
 }
 
@@ -38,6 +42,8 @@ impl Dialer for SshDialer {
             client
                 .add(&member.name, &url, Some(tls), Some(forward.guard), Some(Arc::new(move || trouble.last())))
                 .await?;
+            let file = SshMemberFile::new(self.shell.clone(), member.host.clone(), self.etcd_file.clone());
+            client.with_file(&member.name, Arc::new(file));
         }
         Ok(Arc::new(client))
     }

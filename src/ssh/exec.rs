@@ -28,9 +28,9 @@ pub(super) async fn execute(
     deadline: Duration,
 ) -> PortResult<Output> {
     let (read, write) = session.channel.split();
-    let mut closer = Closer { write: Some(write) };
-    let limited = format!("exec timeout -s KILL {} /bin/sh -c {}", deadline.as_secs() + 1, quoted(command));
-    let result = match timeout(deadline, converse(host, &limited, input, read, &closer)).await {
+    let mut closer = Closer::new(write);
+    let command = limited(command, deadline);
+    let result = match timeout(deadline, converse(host, &command, input, read, &closer)).await {
         Ok(result) => result,
         Err(_) => Err(PortError::new(
             ErrorCode::Timeout,
@@ -42,6 +42,11 @@ pub(super) async fn execute(
     }
     drop(session.permit);
     result
+}
+
+/// The command, killed by the machine itself after the deadline.
+pub(super) fn limited(command: &str, deadline: Duration) -> String {
+    format!("exec timeout -s KILL {} /bin/sh -c {}", deadline.as_secs() + 1, quoted(command))
 }
 
 async fn converse(
@@ -113,14 +118,14 @@ fn append(host: &Host, to: &mut Vec<u8>, data: &[u8]) -> PortResult<()> {
     Ok(())
 }
 
-fn lost(host: &Host) -> PortError {
+pub(super) fn lost(host: &Host) -> PortError {
     unreachable(format!(
         "the connection to {} ({}) was lost while a command ran; it may or may not have finished",
         host.name, host.address
     ))
 }
 
-fn number(signal: &Sig) -> i32 {
+pub(super) fn number(signal: &Sig) -> i32 {
     match signal {
         Sig::HUP => 1,
         Sig::INT => 2,
@@ -143,8 +148,14 @@ pub(super) fn quoted(word: &str) -> String {
 }
 
 /// Closes the channel when dropped before it was disarmed.
-struct Closer {
+pub(super) struct Closer {
     write: Option<ChannelWriteHalf<Msg>>,
+}
+
+impl Closer {
+    pub(super) fn new(write: ChannelWriteHalf<Msg>) -> Self {
+        Self { write: Some(write) }
+    }
 }
 
 impl Drop for Closer {

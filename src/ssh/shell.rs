@@ -4,15 +4,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use secrecy::SecretString;
 use tokio::time::Instant;
 
 use super::connection::{Connection, Login, OpenError, Session, unreachable};
 use super::direct::Direct;
 use super::exec::{execute, input};
-use super::{forward, key, put};
+use super::{forward, key, put, start};
 use crate::ports::{
-    ByteStream, ErrorCode, Forward, Host, Offer, Output, PortError, PortResult, Reach, RemoteFile, Shell,
+    ByteStream, ErrorCode, Forward, Host, Offer, Output, PortError, PortResult, PrintedStream, Reach, RemoteFile, Shell,
 };
 
 /// How long a machine may take to answer a TCP connection. Linux repeats a lost first packet after 1 and 3 seconds.
@@ -28,7 +29,7 @@ const RUN_COMMAND: &str = r#"s=$(cat) && exec </dev/null && eval "$s""#;
 /// [`Shell`] over SSH, as root, with the cluster's key.
 ///
 /// Commands and files of one machine share one connection, which is made when first needed, kept alive, and made anew
-/// when it was lost. Every forwarded port and every `feed` has a connection of its own, because a slow reader of one
+/// when it was lost. Every forwarded port, every `feed` and every `start` has a connection of its own, because a slow reader of one
 /// channel holds up all channels of its connection.
 #[derive(Clone)]
 pub struct SshShell {
@@ -112,6 +113,16 @@ impl SshShell {
 
     async fn session(&self, host: &Host) -> PortResult<Session> {
         self.slot(host).open(&self.login, host, |connection| async move { connection.session(host).await }).await
+    }
+
+    /// A connection of its own, and a channel for one command.
+    async fn apart(&self, host: &Host) -> PortResult<(Connection, Session)> {
+        let connection = Connection::open(&self.login, host, TCP_TIMEOUT).await?;
+        match connection.session(host).await {
+            Ok(session) => Ok((connection, session)),
+            Err(OpenError::Refused(error)) => Err(error),
+            Err(OpenError::Lost) => Err(unreachable(format!("the connection to {} was lost at once", host.name))),
+        }
     }
 
     /// Forwards a port without connecting to the machine before the first connection to the local port.
@@ -209,17 +220,15 @@ impl Shell for SshShell {
 
     async fn feed(&self, host: &Host, command: &str, data: ByteStream, deadline: Duration) -> PortResult<Output> {
         let start = Instant::now();
-        let open = async {
-            let connection = Connection::open(&self.login, host, TCP_TIMEOUT).await?;
-            match connection.session(host).await {
-                Ok(session) => Ok((connection, session)),
-                Err(OpenError::Refused(error)) => Err(error),
-                Err(OpenError::Lost) => Err(unreachable(format!("the connection to {} was lost at once", host.name))),
-            }
-        };
         // The connection must live until the command has ended.
-        let (_connection, session) = within(host, deadline, open).await?;
+        let (_connection, session) = within(host, deadline, self.apart(host)).await?;
         execute(session, host, command, data, deadline.saturating_sub(start.elapsed())).await
+    }
+
+    async fn start(&self, host: &Host, command: &str, data: Bytes, deadline: Duration) -> PortResult<PrintedStream> {
+        let start = Instant::now();
+        let (connection, session) = within(host, deadline, self.apart(host)).await?;
+        start::start(connection, session, host, command, data, deadline.saturating_sub(start.elapsed())).await
     }
 
     async fn accepts(&self, host: &Host, public_key: &str) -> PortResult<bool> {

@@ -1,6 +1,7 @@
 //! The snapshot pipeline against fakes, real servers, and the tools a person would use instead of hk-dr.
 
 mod faults;
+mod in_place;
 mod looking;
 mod looking_back;
 mod members;

@@ -44,6 +44,7 @@ impl Bucket {
             clock: &self.clock,
             compression: Compression::default(),
             bytes_per_second: None,
+            in_place_from_bytes: u64::MAX,
             progress: &Arc::default(),
         })
         .await

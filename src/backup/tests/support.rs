@@ -157,6 +157,7 @@ pub async fn take_set(etcd: &dyn Etcd, store: &dyn ObjectStore, keys: &Keys, set
         clock: &SystemClock,
         compression: Compression::default(),
         bytes_per_second: None,
+        in_place_from_bytes: u64::MAX,
         progress: &Arc::default(),
     })
     .await

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::history::{CLUSTER, Takes, arrived, keys};
+use super::once::Beside;
 use super::snapshot::{BUCKET, execute, failed, write_recipients};
 use super::{Bench, Goal};
 use crate::backup::local_etcd::{LocalEtcd, value};
@@ -58,6 +59,7 @@ struct Stage {
     store: Arc<dyn ObjectStore>,
     recipients: Recipients,
     recipients_file: PathBuf,
+    beside: Beside,
     spool: PathBuf,
 }
 
@@ -65,7 +67,8 @@ async fn measure(folder: &Path, cache: &Path) -> Result<Vec<f64>, CliError> {
     let binary = |name: &str| pinned_binary(Some(cache), name);
     // A write is acknowledged when it is on the disk, as everywhere.
     let options = ["--quota-backend-bytes", "8589934592"];
-    let etcd = LocalEtcd::start_durable(&binary("etcd-3.6.16")?, &folder.join("etcd"), &options).await?;
+    let database = folder.join("etcd");
+    let etcd = LocalEtcd::start_durable(&binary("etcd-3.6.16")?, &database, &options).await?;
     etcd.fill(VALUES, VALUE_BYTES).await?;
     let elsewhere = tempfile::tempdir_in(MEMORY).map_err(|e| failed("make a directory in memory", e))?;
     let server = VersityGw::start(&binary("versitygw-1.8.0")?, elsewhere.path())?;
@@ -74,6 +77,7 @@ async fn measure(folder: &Path, cache: &Path) -> Result<Vec<f64>, CliError> {
     let recipients_file = folder.join("recipients.txt");
     write_recipients(&recipients_file)?;
     let stage = Stage {
+        beside: Beside::start(folder, &database).await?,
         client: Arc::new(etcd.client().await?),
         etcd,
         server,
@@ -191,11 +195,10 @@ async fn while_snapshotting(stage: &Stage) -> Result<Vec<Duration>, CliError> {
 }
 
 fn snapshot(stage: &Stage) -> Result<Child, CliError> {
-    Command::new(std::env::current_exe().map_err(|e| failed("find this program", e))?)
-        .args(["bench-snapshot-once", "--etcd", stage.etcd.url(), "--s3", stage.server.endpoint(), "--recipients"])
-        .arg(&stage.recipients_file)
+    stage
+        .beside
+        .command(&stage.etcd, &stage.server, &stage.recipients_file)?
         .args(["--megabytes-per-second", &MEGABYTES_PER_SECOND.to_string()])
-        .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
         .map_err(|e| failed("start hk-dr", e))

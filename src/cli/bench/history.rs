@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures::StreamExt;
 
-use super::snapshot::{failed, peak_kib};
+use super::snapshot::failed;
 use super::{Bench, Goal};
 use crate::backup::local_etcd::{LocalEtcd, value};
 use crate::backup::log::{CutRule, NewBase, Point, ShipRequest, canary, ship, status};
+use crate::backup::pages::peak_kib;
 use crate::backup::{
     Archive, CompactRequest, Compression, Identities, Manifest, Progress, Recipients, TakeRequest, compact, take,
 };
@@ -73,6 +74,7 @@ impl NewBase for Takes {
             clock: &SystemClock,
             compression: Compression::default(),
             bytes_per_second: None,
+            in_place_from_bytes: u64::MAX,
             progress: &Arc::new(Progress::default()),
         })
         .await

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use super::once::Beside;
 use super::snapshot::{BUCKET, execute, failed, write_recipients};
 use super::{Bench, Goal};
 use crate::backup::local_etcd::LocalEtcd;
@@ -46,13 +47,15 @@ fn run(context: &Context) -> Result<Vec<f64>, CliError> {
 async fn one(folder: &Path, cache: &Path, values: usize) -> Result<(f64, Option<f64>), CliError> {
     let binary = |name: &str| pinned_binary(Some(cache), name);
     let options = ["--quota-backend-bytes", "8589934592"];
-    let etcd = LocalEtcd::start(&binary("etcd-3.6.16")?, &folder.join("etcd"), &options).await?;
+    let database = folder.join("etcd");
+    let etcd = LocalEtcd::start(&binary("etcd-3.6.16")?, &database, &options).await?;
     etcd.fill(values, VALUE_BYTES).await?;
     let server = VersityGw::start(&binary("versitygw-1.8.0")?, folder)?;
     let store = S3Store::connect(&server.config(BUCKET))?;
     store.ensure_bucket().await?;
     let recipients = folder.join("recipients.txt");
     write_recipients(&recipients)?;
+    let beside = Beside::start(folder, &database).await?;
     let rounds = if values == MIDDLE { ROUNDS } else { 1 };
     let (mut peak_mib, mut ours, mut pipes) = (0.0_f64, f64::INFINITY, f64::INFINITY);
     for round in 0..rounds {
@@ -60,34 +63,15 @@ async fn one(folder: &Path, cache: &Path, values: usize) -> Result<(f64, Option<
             let etcdctl = binary("etcdctl-3.6.16")?;
             pipes = pipes.min(joined_by_pipes(folder, &etcdctl, &etcd, &recipients, &store, round).await?);
         }
-        let begun = Instant::now();
-        let (peak, bytes) = hk_dr(&etcd, &server, &recipients)?;
-        let seconds = begun.elapsed().as_secs_f64();
-        eprintln!("  hk-dr: {bytes} bytes in {seconds:.2} s, peak {peak:.1} MiB");
-        ours = ours.min(seconds);
-        peak_mib = peak_mib.max(peak);
+        let once = beside.snapshot(&etcd, &server, &recipients)?;
+        eprintln!("  hk-dr: {} bytes in {:.2} s, peak {:.1} MiB", once.plain_bytes, once.seconds, once.peak_mib);
+        ours = ours.min(once.seconds);
+        peak_mib = peak_mib.max(once.peak_mib);
     }
     if values == MIDDLE {
         eprintln!("  best of {ROUNDS}: tools joined by pipes {pipes:.2} s, hk-dr {ours:.2} s");
     }
     Ok((peak_mib, (values == MIDDLE).then_some(ours / pipes)))
-}
-
-/// A snapshot in a process of its own: its peak in MiB, and the database's bytes.
-fn hk_dr(etcd: &LocalEtcd, server: &VersityGw, recipients: &Path) -> Result<(f64, u64), CliError> {
-    let child = Command::new(std::env::current_exe().map_err(|e| failed("find this program", e))?)
-        .args(["bench-snapshot-once", "--etcd", etcd.url(), "--s3", server.endpoint(), "--recipients"])
-        .arg(recipients)
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|e| failed("start hk-dr", e))?;
-    if !child.status.success() {
-        return Err(CliError::new(ExitKind::Failed, "the snapshot failed"));
-    }
-    let said: serde_json::Value =
-        serde_json::from_slice(&child.stdout).map_err(|e| failed("read what hk-dr said", e.into()))?;
-    let peak = said["peak_kib"].as_f64().unwrap_or(f64::NAN) / 1024.0;
-    Ok((peak, said["plain_bytes"].as_u64().unwrap_or_default()))
 }
 
 /// `etcdctl | zstd | age | upload`. etcdctl writes to a file only: the file is a named pipe. It then fails to sync the pipe

@@ -35,6 +35,7 @@ pub(super) fn run(choice: &Choice, context: &Context) -> Result<(), CliError> {
         lines.push(("", format!("{} stored, sha256 {}", size(sealed.stored_bytes), sealed.stored_sha256)));
         lines.push(("", format!("{} plain, sha256 {}", size(sealed.plain_bytes), sealed.plain_sha256)));
     }
+    lines.extend(manifest.not_in_place.iter().map(|why| ("", format!("through etcd's API, not in place: {why}"))));
     lines.extend(manifest.hash_kv.not_compared.iter().map(|reason| ("", format!("not compared: {reason}"))));
     for (name, value) in lines {
         println!("{name:<11} {value}");

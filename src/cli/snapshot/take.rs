@@ -24,6 +24,10 @@ pub(super) struct Args {
     /// as it goes.
     #[arg(long, value_name = "MB")]
     megabytes_per_second: Option<NonZeroU32>,
+    /// Read through etcd's API whatever the size, and put nothing on the member's machine. Default: from 64 MiB on, read the member's
+    /// file beside it.
+    #[arg(long)]
+    through_api: bool,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
@@ -35,6 +39,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
         }
         None => Reading::AtOnce,
     };
+    if args.through_api {
+        connected.source.in_place_from_bytes = u64::MAX;
+    }
     let progress = Arc::default();
     let taken = context.block_on(async {
         let show = show_progress(context, &progress);
@@ -65,6 +72,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
         size(manifest.etcd.plain_bytes),
         size(manifest.etcd.stored_bytes + manifest.recovery.stored_bytes),
     );
+    if let Some(why) = &manifest.not_in_place {
+        println!("It came through etcd's API, because its file could not be read beside it: {why}");
+    }
     if args.no_verify {
         println!("It is unproven: nobody has read it back (`hk-dr snapshot verify`).");
     } else {

@@ -1,0 +1,70 @@
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use bytes::Bytes;
+
+/// Buffers of one size that come back when what they carried was dropped, wherever that is. New memory costs a page fault for
+/// each 4 KiB of it.
+pub(super) struct Recycled {
+    bytes: usize,
+    back: SyncSender<Vec<u8>>,
+    free: Receiver<Vec<u8>>,
+}
+
+/// A buffer under way.
+struct Carrier {
+    /// Empty once it went back.
+    buffer: Vec<u8>,
+    back: SyncSender<Vec<u8>>,
+}
+
+impl AsRef<[u8]> for Carrier {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        // One too many, or nobody fills it any more: it is freed.
+        let _ = self.back.try_send(std::mem::take(&mut self.buffer));
+    }
+}
+
+impl Recycled {
+    /// Keeps at most so many buffers that nobody uses.
+    pub fn new(bytes: usize, kept: usize) -> Self {
+        let (back, free) = sync_channel(kept);
+        Self { bytes, back, free }
+    }
+
+    /// Lets `fill` write into a buffer (at most `bytes` of it, which are any bytes before), and hands that on.
+    pub fn filled<E>(&self, bytes: usize, fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<Bytes, E> {
+        let mut buffer = self.free.try_recv().unwrap_or_else(|_| Vec::with_capacity(self.bytes));
+        // Costs nothing where it had these bytes before.
+        buffer.resize(bytes.min(self.bytes), 0);
+        fill(&mut buffer)?;
+        Ok(Bytes::from_owner(Carrier { buffer, back: self.back.clone() }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_comes_back_when_its_last_holder_is_done() {
+        let recycled = Recycled::new(1000, 2);
+        let fill = |byte: u8| recycled.filled(10, |buffer| Ok::<_, ()>(buffer.fill(byte))).unwrap();
+        let first = fill(1);
+        let (place, part) = (first.as_ptr(), first.slice(3..5));
+        drop(first);
+        let second = fill(2);
+        assert_ne!(second.as_ptr(), place, "it is still read");
+        assert_eq!(&part[..], [1, 1]);
+        drop(part);
+        assert_eq!(fill(3).as_ptr(), place);
+        assert_eq!(&second[..], [2; 10]);
+        assert!(recycled.filled(5000, |buffer| if buffer.len() == 1000 { Ok(()) } else { Err(()) }).is_ok());
+        assert!(recycled.filled(1, |_| Err::<(), _>("why")).is_err());
+    }
+}
