@@ -25,6 +25,8 @@ mod data;
 mod everyday;
 #[path = "lab_battery/guarded.rs"]
 mod guarded;
+#[path = "lab_battery/large.rs"]
+mod large;
 #[path = "lab_battery/life.rs"]
 mod life;
 #[path = "lab_battery/runbooks.rs"]
@@ -188,7 +190,8 @@ fn build_and_rebuild_survive_deaths_on_real_machines() {
     die_and_resume(&lab, &["build", "--yes"], &deaths);
     whole(&lab);
     guarded::deploy_gitops(&lab);
-    succeeded(&lab.operator(&["snapshot"], None), "snapshot");
+    large::fill(&lab);
+    large::snapshots(&lab);
 
     lab.delete("servers");
     lab.delete("volumes");
@@ -198,6 +201,7 @@ fn build_and_rebuild_survive_deaths_on_real_machines() {
     whole(&lab);
     println!("{} deaths survived", 2 * DEATHS_EACH);
     guarded::gitops_acts_again(&lab);
+    large::came_back(&lab);
     runbooks::rehearse(&lab, &mut random);
     copies::sandbox(&lab);
     terminal::step_by_step(&lab);

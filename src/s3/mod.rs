@@ -21,8 +21,8 @@ pub use memory::{Fault, MemoryStore, Operation};
 pub use settings::{BucketSettings, LockRule, OldVersions};
 pub use store::S3Store;
 
-/// Size of the parts that uploads are made of, in bytes. S3 allows 10,000 parts: 78 GiB an object.
-pub const PART_BYTES: usize = 8 << 20;
+/// Size of the parts that uploads are made of, in bytes: the least that S3 takes. It allows 10,000 parts: 48 GiB an object.
+pub const PART_BYTES: usize = 5 << 20;
 
 /// Keys hk-dr uses are relative paths of plain segments: anything else could leave a directory store's root, or name
 /// two different objects on servers that normalise paths.

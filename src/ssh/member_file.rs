@@ -1,3 +1,4 @@
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,7 +113,9 @@ fn unreadable(program: &Path, error: &std::io::Error) -> PortError {
 async fn digest(program: PathBuf) -> PortResult<String> {
     let hash = move || {
         let mut digest = Sha256::new();
-        let read = std::fs::File::open(&program).and_then(|mut file| std::io::copy(&mut file, &mut digest));
+        // `copy` takes what a buffered reader has in its buffer, and fills that again.
+        let open = std::fs::File::open(&program);
+        let read = open.and_then(|file| std::io::copy(&mut BufReader::with_capacity(PIECE_BYTES, file), &mut digest));
         read.map_err(|e| unreadable(&program, &e))?;
         Ok(crate::backup::hex(&digest.finalize()))
     };

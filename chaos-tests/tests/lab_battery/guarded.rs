@@ -30,7 +30,7 @@ pub fn ended_midway(lab: &Lab) {
     whole(lab);
 }
 
-fn kube(lab: &Lab, args: &[&str]) -> Output {
+pub fn kube(lab: &Lab, args: &[&str]) -> Output {
     let (config, program) = (lab.path("kubeconfig-gitops"), kubectl().display().to_string());
     let place = ["lab", "exec", "--name", &lab.name, "--from", "operator", "--", &program, "--kubeconfig", &config];
     Command::new(hk_dr()).args(place).args(args).output().expect("kubectl starts")
