@@ -49,11 +49,10 @@ pub(super) async fn stream(
         file: file.path().into(),
         compact_revision: agreement.compact_revision,
         compression: request.compression,
-        bytes_per_second: request.bytes_per_second,
+        bytes_per_second: request.rate.map(|rate| rate.in_place),
     };
-    let gently = request.bytes_per_second.is_some();
     let input = order.encode(&pages[..head.bytes])?;
-    let printed = file.start("read-pages", input, gently, deadline(request, head.size_bytes)).await?;
+    let printed = file.start("read-pages", input, request.rate.is_some(), deadline(request, head.size_bytes)).await?;
 
     let (to_seal, packed) = mpsc::channel(QUEUE);
     let (to_upload, sealed) = mpsc::channel(1);
@@ -74,7 +73,7 @@ pub(super) async fn stream(
 }
 
 fn deadline(request: &TakeRequest<'_>, bytes: u64) -> Duration {
-    let slowest = request.bytes_per_second.map_or(BYTES_PER_SECOND_MIN, |pace| pace.get().min(BYTES_PER_SECOND_MIN));
+    let slowest = request.rate.map_or(BYTES_PER_SECOND_MIN, |rate| rate.in_place.get().min(BYTES_PER_SECOND_MIN));
     MARGIN + Duration::from_secs(2 * bytes / slowest.max(1))
 }
 

@@ -55,6 +55,7 @@ pub use manifest::{FORMAT, Finding, HashKvCheck, MadeFrom, Manifest, Sealed, Ver
 pub use materialize::{Change, Logged, Materialized, UNKNOWN_TTL_SECONDS, materialize, place};
 pub use mirror::{Copied, MirrorRequest, Mirrored, mirror};
 pub use now::Source;
+pub use pace::Rate;
 pub(crate) use prune::remove;
 pub use prune::{Pruning, plan_pruning, prune};
 pub use recall::{Archive, Opened, Recalled};

@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::pace::Rate;
 use super::{Catalog, Compression, Identities, Progress, Recipients, TakeRequest, Taken, take, verify};
 use crate::distribution::pki::ClusterSecrets;
 use crate::ports::{Clock, ErrorCode, Etcd, ObjectStore, PortError, PortResult, Reading, RecoverySet, Vault};
@@ -21,8 +22,8 @@ pub struct Source {
     pub recipients: Recipients,
     pub vault: Arc<dyn Vault>,
     pub clock: Arc<dyn Clock>,
-    /// Bytes that are read from etcd in a second, at most, when nobody waits.
-    pub bytes_per_second: NonZeroU64,
+    /// How fast a member is read when nobody waits.
+    pub rate: Rate,
     /// Databases from this size on are read from the member's file where it lies.
     pub in_place_from_bytes: u64,
     /// Where plain files lie unlinked while a snapshot is read back.
@@ -67,7 +68,7 @@ impl Source {
             git_commit: self.git_commit.clone(),
             clock: self.clock.as_ref(),
             compression: Compression::default(),
-            bytes_per_second: pace(self.bytes_per_second, reading),
+            rate: rate(self.rate, reading),
             in_place_from_bytes: self.in_place_from_bytes,
             progress,
         })
@@ -81,11 +82,11 @@ impl Source {
     }
 }
 
-/// Bytes that are read in a second, at most; none: as fast as it goes.
-fn pace(declared: NonZeroU64, reading: Reading) -> Option<NonZeroU64> {
+/// How fast a member is read; none: as fast as it goes.
+fn rate(declared: Rate, reading: Reading) -> Option<Rate> {
     match reading {
         Reading::Unhurried => Some(declared),
-        Reading::Awaited => Some(declared.saturating_mul(AWAITED_TIMES)),
+        Reading::Awaited => Some(declared.times(AWAITED_TIMES)),
         Reading::AtOnce => None,
     }
 }
@@ -96,9 +97,10 @@ mod tests {
 
     #[test]
     fn who_waits_is_served_faster() {
-        let declared = NonZeroU64::new(5_000_000).unwrap();
-        assert_eq!(pace(declared, Reading::Unhurried), Some(declared));
-        assert_eq!(pace(declared, Reading::Awaited), NonZeroU64::new(25_000_000));
-        assert_eq!(pace(declared, Reading::AtOnce), None);
+        let declared = Rate::beside(NonZeroU64::new(25_000_000).unwrap());
+        assert_eq!(rate(declared, Reading::Unhurried), Some(declared));
+        let awaited = rate(declared, Reading::Awaited).unwrap();
+        assert_eq!((awaited.in_place.get(), awaited.through_api.get()), (125_000_000, 25_000_000));
+        assert_eq!(rate(declared, Reading::AtOnce), None);
     }
 }

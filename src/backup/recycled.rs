@@ -54,7 +54,13 @@ mod tests {
     #[test]
     fn a_buffer_comes_back_when_its_last_holder_is_done() {
         let recycled = Recycled::new(1000, 2);
-        let fill = |byte: u8| recycled.filled(10, |buffer| Ok::<_, ()>(buffer.fill(byte))).unwrap();
+        let fill = |byte: u8| {
+            let filled = recycled.filled(10, |buffer| {
+                buffer.fill(byte);
+                Ok::<_, ()>(())
+            });
+            filled.unwrap()
+        };
         let first = fill(1);
         let (place, part) = (first.as_ptr(), first.slice(3..5));
         drop(first);

@@ -1,4 +1,3 @@
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::agree::{Agreement, agree};
 use super::manifest::{FORMAT, Manifest, Sealed};
+use super::pace::Rate;
 use super::seal::{self, Compression, Inspected, Stored};
 use super::{Recipients, in_place, layout, pack, require, through_api};
 use crate::ports::{
@@ -36,8 +36,8 @@ pub struct TakeRequest<'a> {
     pub git_commit: Option<String>,
     pub clock: &'a dyn Clock,
     pub compression: Compression,
-    /// Bytes that are read from etcd in a second, at most. `None`: as fast as it goes, which its writes notice.
-    pub bytes_per_second: Option<NonZeroU64>,
+    /// `None`: as fast as it goes, which etcd's writes notice.
+    pub rate: Option<Rate>,
     /// Databases from this size on are read from the member's file, by this program on its machine, where that can be reached.
     pub in_place_from_bytes: u64,
     pub progress: &'a Arc<Progress>,

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::agree::Agreement;
-use super::pace::Pace;
+use super::pace::{Pace, Rate};
 use super::seal::{self, BLOCK_BYTES, Inspected, Stored};
 use super::take::{Broken, Progress, SILENCE_DEADLINE, TakeRequest, died, send};
 use crate::ports::{ByteStream, ErrorCode, PortError, PortResult, Upload};
@@ -42,7 +42,7 @@ pub(super) async fn stream(
 
     // A task of its own shares a thread with the connection it reads from: waking it costs nothing, whereas waking this
     // one costs a context switch for each of the stream's messages (docs/DECISIONS.md).
-    let pace = request.bytes_per_second.map(Pace::begin);
+    let pace = request.rate.map(|rate| Pace::begin(rate.through_api));
     let receiving = receive(member.clone(), source, to_inspect, pace, Arc::clone(request.progress));
     let receiving = AbortOnDropHandle::new(tokio::spawn(receiving));
     let (received, sent) = tokio::join!(receiving, send(from_seal, upload, request.progress));
@@ -56,7 +56,7 @@ pub(super) async fn stream(
 /// How far the member may send ahead: at a pace only as far as the way to it is long, because it sends what it may in one go, and
 /// its writes wait meanwhile.
 async fn ahead(request: &TakeRequest<'_>, member: &str) -> u32 {
-    let Some(pace) = request.bytes_per_second else { return AHEAD_BYTES_MAX };
+    let Some(Rate { through_api: pace, .. }) = request.rate else { return AHEAD_BYTES_MAX };
     let begun = Instant::now();
     // One that does not answer shows when the snapshot begins.
     let _ = request.etcd.status(member).await;

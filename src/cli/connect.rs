@@ -9,7 +9,7 @@ use tokio::sync::OnceCell;
 use super::buckets::Buckets;
 use super::{CliError, Context, ExitKind};
 use crate::artifacts::{Cache, Silent, Sources};
-use crate::backup::{Archive, BucketBackups, BucketVault, IN_PLACE_FROM_BYTES, Identities, Recipients, Source};
+use crate::backup::{Archive, BucketBackups, BucketVault, IN_PLACE_FROM_BYTES, Identities, Rate, Recipients, Source};
 use crate::config::Cluster;
 use crate::hetzner::HetznerCloud;
 use crate::machines::ShellMachines;
@@ -132,7 +132,7 @@ pub fn connect(context: &Context) -> Result<Connected, CliError> {
         recipients: declared.recipients.clone(),
         vault: Arc::clone(&vault),
         clock: Arc::clone(&clock) as _,
-        bytes_per_second: cluster.backup.bytes_per_second(),
+        rate: Rate::beside(cluster.backup.bytes_per_second()),
         in_place_from_bytes: IN_PLACE_FROM_BYTES,
         scratch: context.state_dir().join("scratch"),
     };

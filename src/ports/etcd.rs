@@ -92,8 +92,8 @@ pub trait MemberFile: Send + Sync {
     fn path(&self) -> &str;
     /// Puts this very program there, where it is missing.
     async fn prepare(&self) -> PortResult<()>;
-    /// Starts it there, as root, once it was prepared. `arguments` are words without
-    /// anything that a shell would see; `gently` lets whatever else runs there go first.
+    /// Starts it there, as root, once it was prepared. `arguments` are words without anything that a shell would see; `gently`
+    /// lets whatever else runs there go first.
     async fn start(&self, arguments: &str, input: Bytes, gently: bool, deadline: Duration)
     -> PortResult<PrintedStream>;
 }

@@ -68,7 +68,8 @@ impl SshMemberFile {
             return Ok(());
         }
         let command = format!(
-            "set -e; umask 077; mkdir -p {place}; new=$(mktemp {place}/.new.XXXXXX); trap 'rm -f \"$new\"' EXIT; \
+            "set -e; umask 077; mkdir -p {place}; find {place} -name '.new.*' -mmin +60 -delete; \
+             new=$(mktemp {place}/.new.XXXXXX); trap 'rm -f \"$new\"' EXIT; \
              cat >\"$new\"; echo \"{digest}  $new\" | sha256sum -c --status; chmod 700 \"$new\"; \
              rm -f {place}/hk-dr-*; mv \"$new\" {there}; trap - EXIT"
         );
@@ -99,7 +100,7 @@ impl MemberFile for SshMemberFile {
         gently: bool,
         deadline: Duration,
     ) -> PortResult<PrintedStream> {
-        let program = self.there().await?.0;
+        let (program, _) = self.there().await?;
         let first = if gently { "nice -n 19 " } else { "" };
         self.shell.start(&self.host, &format!("exec {first}{program} {arguments}"), input, deadline).await
     }

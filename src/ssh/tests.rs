@@ -392,17 +392,17 @@ async fn a_program_is_sent_once_for_each_version_and_runs_beside_the_file() {
         let names = std::fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.collect::<Vec<_>>()
     };
-    let first = sending(&program("echo first $1; cat"));
-    for gently in [false, true] {
+    let first = sending(&program("nice; echo first $1; cat"));
+    for (gently, nice) in [(false, 0), (true, 19)] {
         first.prepare().await.unwrap();
         let printed = first.start("word", Bytes::from_static(b"in"), gently, DEADLINE).await.unwrap();
-        assert_eq!(followed(printed).await.0, b"first word\nin");
+        assert_eq!(followed(printed).await.0, format!("{nice}\nfirst word\nin").as_bytes());
     }
     let names = there();
     let inode = std::fs::metadata(place.join(&names[0])).unwrap().ino();
     assert_eq!(names.len(), 1);
     assert_eq!(std::fs::metadata(place.join(&names[0])).unwrap().permissions().mode() & 0o777, 0o700);
-    sending(&program("echo first $1; cat")).prepare().await.unwrap();
+    sending(&program("nice; echo first $1; cat")).prepare().await.unwrap();
     assert_eq!(std::fs::metadata(place.join(&names[0])).unwrap().ino(), inode, "it was not sent again");
 
     sending(&program("echo second")).prepare().await.unwrap();

@@ -15,7 +15,7 @@ use super::oracle::{ask, restored};
 use super::support::{Keys, keys, newest, recovery_set};
 use crate::backup::local_etcd::LocalEtcd;
 use crate::backup::pages::{Order, Word, pack};
-use crate::backup::{Catalog, Compression, TakeRequest, Taken, fetch, take, verify};
+use crate::backup::{Catalog, Compression, Rate, TakeRequest, Taken, fetch, take, verify};
 use crate::bolt::tests::binary;
 use crate::etcd::EtcdClient;
 use crate::ports::{ErrorCode, MemberFile, PortError, PortResult, Printed, PrintedStream, SystemClock};
@@ -142,7 +142,7 @@ impl Stage {
             git_commit: None,
             clock: &SystemClock,
             compression: Compression::default(),
-            bytes_per_second: pace.and_then(NonZeroU64::new),
+            rate: pace.and_then(NonZeroU64::new).map(Rate::either),
             in_place_from_bytes: from_bytes,
             progress: &Arc::default(),
         })

@@ -43,7 +43,7 @@ impl Bucket {
             git_commit: None,
             clock: &self.clock,
             compression: Compression::default(),
-            bytes_per_second: None,
+            rate: None,
             in_place_from_bytes: u64::MAX,
             progress: &Arc::default(),
         })

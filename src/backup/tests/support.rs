@@ -156,7 +156,7 @@ pub async fn take_set(etcd: &dyn Etcd, store: &dyn ObjectStore, keys: &Keys, set
         git_commit: Some("0123abcd".to_owned()),
         clock: &SystemClock,
         compression: Compression::default(),
-        bytes_per_second: None,
+        rate: None,
         in_place_from_bytes: u64::MAX,
         progress: &Arc::default(),
     })

@@ -39,7 +39,7 @@ const WRITES_PER_SECOND: u32 = 200;
 const LOOK: Duration = Duration::from_secs(8);
 const ROUNDS: usize = 11;
 /// As the service reads by default.
-const MEGABYTES_PER_SECOND: u32 = 5;
+const MEGABYTES_PER_SECOND: u32 = 25;
 /// Memory that takes the part of the bucket's and the service's disks, which are elsewhere.
 const MEMORY: &str = "/dev/shm";
 /// 1% of the values change in an hour, which passes this much faster than others: the log is cut as much more often.

@@ -73,7 +73,7 @@ impl NewBase for Takes {
             git_commit: None,
             clock: &SystemClock,
             compression: Compression::default(),
-            bytes_per_second: None,
+            rate: None,
             in_place_from_bytes: u64::MAX,
             progress: &Arc::new(Progress::default()),
         })

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::snapshot::{BUCKET, failed};
 use crate::backup::local_etcd::LocalEtcd;
 use crate::backup::pages::peak_kib;
-use crate::backup::{Compression, IN_PLACE_FROM_BYTES, Recipients, TakeRequest, take};
+use crate::backup::{Compression, IN_PLACE_FROM_BYTES, Rate, Recipients, TakeRequest, take};
 use crate::cli::{CliError, Context, ExitKind};
 use crate::config::BYTES_PER_MB;
 use crate::etcd::EtcdClient;
@@ -32,10 +32,10 @@ const SSHD_DEADLINE: Duration = Duration::from_secs(20);
 /// What one snapshot took.
 pub(super) struct Once {
     pub seconds: f64,
-    /// The most memory that hk-dr held here and beside etcd, though it may have been at different times.
+    /// The most memory that hk-dr held, here or beside etcd: these are two machines.
     pub peak_mib: f64,
-    /// What of it was beside etcd.
-    pub beside_mib: f64,
+    /// What it held here, and beside etcd.
+    pub each_mib: (f64, f64),
     pub plain_bytes: u64,
     pub stored_bytes: u64,
 }
@@ -86,10 +86,16 @@ impl Beside {
         Ok(command)
     }
 
-    /// Takes one, from the program's start to its end.
-    pub fn snapshot(&self, etcd: &LocalEtcd, server: &VersityGw, recipients: &Path) -> Result<Once, CliError> {
+    /// Takes one, from the program's start to its end, with further arguments.
+    pub fn snapshot(
+        &self,
+        etcd: &LocalEtcd,
+        server: &VersityGw,
+        recipients: &Path,
+        arguments: &[&str],
+    ) -> Result<Once, CliError> {
         let begun = Instant::now();
-        let child = self.command(etcd, server, recipients)?.stderr(Stdio::inherit()).output();
+        let child = self.command(etcd, server, recipients)?.args(arguments).stderr(Stdio::inherit()).output();
         let child = child.map_err(|e| failed("start hk-dr", e))?;
         let seconds = begun.elapsed().as_secs_f64();
         if !child.status.success() {
@@ -99,9 +105,9 @@ impl Beside {
         if let Some(why) = said.not_in_place {
             return Err(CliError::new(ExitKind::Failed, format!("etcd's file was not read in place: {why}")));
         }
-        let beside_mib = said.beside_peak_kib.unwrap_or(0) as f64 / 1024.0;
-        let peak_mib = said.peak_kib as f64 / 1024.0 + beside_mib;
-        Ok(Once { seconds, peak_mib, beside_mib, plain_bytes: said.plain_bytes, stored_bytes: said.stored_bytes })
+        let each_mib = (said.peak_kib as f64 / 1024.0, said.beside_peak_kib.unwrap_or(0) as f64 / 1024.0);
+        let peak_mib = each_mib.0.max(each_mib.1);
+        Ok(Once { seconds, peak_mib, each_mib, plain_bytes: said.plain_bytes, stored_bytes: said.stored_bytes })
     }
 }
 
@@ -116,6 +122,9 @@ pub struct OnceArgs {
     recipients: PathBuf,
     #[arg(long)]
     megabytes_per_second: Option<NonZeroU32>,
+    /// Read through etcd's API, whatever the size.
+    #[arg(long)]
+    through_api: bool,
     #[command(flatten)]
     beside: Option<BesideArgs>,
 }
@@ -166,8 +175,8 @@ pub fn once(args: &OnceArgs, context: &Context) -> Result<(), CliError> {
             git_commit: None,
             clock: &SystemClock,
             compression: Compression::default(),
-            bytes_per_second: args.megabytes_per_second.map(|mb| NonZeroU64::from(mb).saturating_mul(BYTES_PER_MB)),
-            in_place_from_bytes: IN_PLACE_FROM_BYTES,
+            rate: args.megabytes_per_second.map(|mb| Rate::either(NonZeroU64::from(mb).saturating_mul(BYTES_PER_MB))),
+            in_place_from_bytes: if args.through_api { u64::MAX } else { IN_PLACE_FROM_BYTES },
             progress: &Arc::default(),
         })
         .await

@@ -63,7 +63,7 @@ async fn one(folder: &Path, cache: &Path, values: usize) -> Result<(f64, Option<
             let etcdctl = binary("etcdctl-3.6.16")?;
             pipes = pipes.min(joined_by_pipes(folder, &etcdctl, &etcd, &recipients, &store, round).await?);
         }
-        let once = beside.snapshot(&etcd, &server, &recipients)?;
+        let once = beside.snapshot(&etcd, &server, &recipients, &[])?;
         eprintln!("  hk-dr: {} bytes in {:.2} s, peak {:.1} MiB", once.plain_bytes, once.seconds, once.peak_mib);
         ours = ours.min(once.seconds);
         peak_mib = peak_mib.max(once.peak_mib);

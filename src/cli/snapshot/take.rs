@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{print_json, size};
 use crate::backup::log::NewBase;
-use crate::backup::{Identities, Manifest, Progress, Taken, verify};
+use crate::backup::{Identities, Manifest, Progress, Rate, Taken, verify};
 use crate::cli::connect::{Connected, connect};
 use crate::cli::members::etcd_of;
 use crate::cli::{CliError, Context};
@@ -34,7 +34,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let mut connected = connect(context)?;
     let reading = match args.megabytes_per_second {
         Some(mb) => {
-            connected.source.bytes_per_second = NonZeroU64::from(mb).saturating_mul(BYTES_PER_MB);
+            connected.source.rate = Rate::either(NonZeroU64::from(mb).saturating_mul(BYTES_PER_MB));
             Reading::Unhurried
         }
         None => Reading::AtOnce,
