@@ -5,6 +5,7 @@
 //! Meanwhile this program reads the same pages on the member's machine, compresses them there, and a third of the bytes travels.
 //! At the end the snapshot's stream must still flow: then the transaction was open all the time (docs/DECISIONS.md).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,8 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::agree::Agreement;
 use super::pages::{Done, Order, Word};
 use super::seal::{self, Inspected, Stored};
-use super::take::{Broken, Progress, SILENCE_DEADLINE, TakeRequest, died, send};
-use super::through_api::AHEAD_BYTES_MIN;
+use super::ways::{AHEAD_BYTES_MIN, Broken, Progress, SILENCE_DEADLINE, TakeRequest, died, send};
 use crate::bolt::Head;
 use crate::ports::{ByteStream, ErrorCode, MemberFile, PortError, PortResult, Printed, PrintedStream, Upload};
 
@@ -59,15 +59,14 @@ pub(super) async fn stream(
     let recipients = request.recipients.clone();
     let sealing = tokio::task::spawn_blocking(move || seal::seal_packed(packed, &recipients, to_upload));
     // A task of its own shares a thread with the connection it reads from.
-    let listening = listen(member.clone(), printed, to_seal, std::sync::Arc::clone(request.progress));
+    let listening = listen(member.clone(), printed, to_seal, Arc::clone(request.progress));
     let listening = AbortOnDropHandle::new(tokio::spawn(listening));
     let (heard, sent) = tokio::join!(listening, send(sealed, upload, request.progress));
     let stored = sealing.await.map_err(died)?;
     let done = heard.map_err(died)?;
-    // Where the bucket refuses, all the others only stop.
+    // Each that fails lets those before it only stop.
     sent.map_err(Broken::by_bucket)?;
-    let done = done?;
-    let stored = stored?;
+    let (stored, done) = (stored?, done?);
     pin.still_holds().await?;
     Ok(((done.inspected, stored), done.peak_kib))
 }
@@ -129,7 +128,7 @@ async fn listen(
     member: String,
     mut printed: PrintedStream,
     to_seal: mpsc::Sender<Bytes>,
-    progress: std::sync::Arc<Progress>,
+    progress: Arc<Progress>,
 ) -> PortResult<Done> {
     let mut block = BytesMut::with_capacity(BLOCK_BYTES);
     let mut received = 0;

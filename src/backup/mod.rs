@@ -39,6 +39,7 @@ mod through_api;
 mod unseal;
 mod vault;
 mod verify;
+mod ways;
 
 pub use agree::{Agreement, MemberView, agree};
 pub use boot::{BootRequest, boot};
@@ -63,6 +64,7 @@ pub use recovery::{pack, require, unpack};
 pub use seal::Compression;
 pub(crate) use seal::hex;
 pub use signed::{Adopted, SignedStore, adopt, is_signed_kind};
-pub use take::{IN_PLACE_FROM_BYTES, Progress, TakeRequest, Taken, take};
+pub use take::{Taken, take};
 pub use vault::BucketVault;
 pub use verify::{check, verify};
+pub use ways::{IN_PLACE_FROM_BYTES, Progress, TakeRequest};

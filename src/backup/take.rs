@@ -1,85 +1,21 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use tokio::sync::mpsc;
 
 use super::agree::{Agreement, agree};
 use super::manifest::{FORMAT, Manifest, Sealed};
-use super::pace::Rate;
-use super::seal::{self, Compression, Inspected, Stored};
-use super::{Recipients, in_place, layout, pack, require, through_api};
-use crate::ports::{
-    Clock, ErrorClass, ErrorCode, Etcd, MemberFile, MemberStatus, ObjectStore, PortError, PortResult, PutCondition,
-    RecoverySet, Upload,
-};
+use super::seal::{self, Inspected, Stored};
+use super::ways::{Broken, TakeRequest};
+use super::{in_place, layout, pack, require, through_api};
+use crate::ports::{ErrorClass, ErrorCode, MemberFile, MemberStatus, ObjectStore, PortError, PortResult, PutCondition};
 
-/// Silence of the member in the middle of its snapshot.
-pub(super) const SILENCE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long an abort may take: the error it follows must get out.
 const ABORT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// What every failure begins with.
 const NOT_TAKEN: &str = "the snapshot was not taken";
-
-/// What a snapshot is taken of, from and to.
-pub struct TakeRequest<'a> {
-    pub cluster: &'a str,
-    pub etcd: &'a dyn Etcd,
-    pub store: &'a dyn ObjectStore,
-    pub recipients: &'a Recipients,
-    pub recovery: &'a RecoverySet,
-    /// Paths without which the recovery set is incomplete.
-    pub required: &'a [&'a str],
-    pub git_commit: Option<String>,
-    pub clock: &'a dyn Clock,
-    pub compression: Compression,
-    /// `None`: as fast as it goes, which etcd's writes notice.
-    pub rate: Option<Rate>,
-    /// Databases from this size on are read from the member's file, by this program on its machine, where that can be reached.
-    pub in_place_from_bytes: u64,
-    pub progress: &'a Arc<Progress>,
-}
-
-/// Below, sending this program there costs more than it saves.
-pub const IN_PLACE_FROM_BYTES: u64 = 64 << 20;
-
-/// How far it is; read by whoever shows it.
-#[derive(Debug, Default)]
-pub struct Progress {
-    read_bytes: AtomicU64,
-    stored_bytes: AtomicU64,
-    expected_bytes: AtomicU64,
-}
-
-impl Progress {
-    /// Bytes of the database that were read.
-    pub(super) fn read(&self, bytes: u64) {
-        self.read_bytes.store(bytes, Ordering::Relaxed);
-    }
-
-    fn begin_anew(&self) {
-        self.read_bytes.store(0, Ordering::Relaxed);
-        self.stored_bytes.store(0, Ordering::Relaxed);
-    }
-
-    /// Bytes that came from etcd.
-    pub fn read_bytes(&self) -> u64 {
-        self.read_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Bytes that were handed to the bucket.
-    pub fn stored_bytes(&self) -> u64 {
-        self.stored_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Bytes that etcd is expected to send, once the source is known.
-    pub fn expected_bytes(&self) -> u64 {
-        self.expected_bytes.load(Ordering::Relaxed)
-    }
-}
 
 /// A snapshot that was taken.
 #[derive(Debug, Clone)]
@@ -91,29 +27,6 @@ pub struct Taken {
     pub beside_peak_kib: Option<u64>,
 }
 
-/// What ended an attempt.
-pub(super) struct Broken {
-    error: PortError,
-    /// Another way to read cannot help.
-    by_bucket: bool,
-}
-
-impl Broken {
-    pub(super) fn by_bucket(error: PortError) -> Self {
-        Self { error, by_bucket: true }
-    }
-}
-
-impl From<PortError> for Broken {
-    fn from(error: PortError) -> Self {
-        Self { error, by_bucket: false }
-    }
-}
-
-pub(super) fn died(error: tokio::task::JoinError) -> PortError {
-    PortError::new(ErrorCode::Local, format!("a stage of the snapshot died: {error}"))
-}
-
 /// Takes a snapshot: compares the members, streams one of them through check, compression and encryption into the bucket,
 /// stores the recovery set beside it, and writes the manifest last. Whatever fails before that leaves no snapshot.
 pub async fn take(request: &TakeRequest<'_>) -> PortResult<Taken> {
@@ -122,14 +35,15 @@ pub async fn take(request: &TakeRequest<'_>) -> PortResult<Taken> {
     let packed = pack(request.recovery, taken_at)?;
     let agreement = agree(request.etcd).await?;
     let source = &agreement.source;
-    request.progress.expected_bytes.store(u64::try_from(source.db_size_bytes).unwrap_or_default(), Ordering::Relaxed);
+    request.progress.expect(u64::try_from(source.db_size_bytes).unwrap_or_default());
 
     let (streamed, not_in_place) = match file_of(request, source) {
         None => (attempt(request, &agreement, taken_at, None).await, None),
         Some(file) => match attempt(request, &agreement, taken_at, Some(file.as_ref())).await {
             Err(Broken { error, by_bucket: false }) => {
                 request.progress.begin_anew();
-                (attempt(request, &agreement, taken_at, None).await, Some(error.message))
+                let again = attempt(request, &agreement, taken_at, None).await;
+                (again.map_err(|broken| broken.after(&error)), Some(error.message))
             }
             done => (done, None),
         },
@@ -240,17 +154,4 @@ pub(super) async fn put_once(store: &dyn ObjectStore, key: &str, data: Bytes) ->
         return Ok(());
     }
     Err(failed)
-}
-
-pub(super) async fn send(
-    mut from_seal: mpsc::Receiver<Bytes>,
-    upload: &mut dyn Upload,
-    progress: &Progress,
-) -> PortResult<()> {
-    while let Some(part) = from_seal.recv().await {
-        let bytes = part.len() as u64;
-        upload.part(part).await?;
-        progress.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-    Ok(())
 }

@@ -13,15 +13,13 @@ use tokio_util::task::AbortOnDropHandle;
 use super::agree::Agreement;
 use super::pace::{Pace, Rate};
 use super::seal::{self, BLOCK_BYTES, Inspected, Stored};
-use super::take::{Broken, Progress, SILENCE_DEADLINE, TakeRequest, died, send};
+use super::ways::{AHEAD_BYTES_MIN, Broken, Progress, SILENCE_DEADLINE, TakeRequest, died, send};
 use crate::ports::{ByteStream, ErrorCode, PortError, PortResult, Upload};
 
 /// Blocks between two stages.
 const QUEUE: usize = 2;
 /// What etcd may send ahead of what is read. Less wakes it up more often.
 const AHEAD_BYTES_MAX: u32 = 2 << 20;
-/// Nothing smaller lets it send while the reader reads.
-pub(super) const AHEAD_BYTES_MIN: u32 = 128 << 10;
 
 /// Runs the stages side by side until the stream's end. The first cause is the error that is returned.
 pub(super) async fn stream(

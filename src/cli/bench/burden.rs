@@ -9,8 +9,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::history::{CLUSTER, Takes, arrived, keys};
-use super::once::Beside;
-use super::snapshot::{BUCKET, execute, failed, write_recipients};
+use super::once::{BUCKET, Beside, failed};
+use super::snapshot::{execute, write_recipients};
 use super::{Bench, Goal};
 use crate::backup::local_etcd::{LocalEtcd, value};
 use crate::backup::log::{CutRule, ShipReport, ShipRequest, ship, status};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures::StreamExt;
 
-use super::snapshot::failed;
+use super::once::failed;
 use super::{Bench, Goal};
 use crate::backup::local_etcd::{LocalEtcd, value};
 use crate::backup::log::{CutRule, NewBase, Point, ShipRequest, canary, ship, status};

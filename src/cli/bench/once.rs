@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
-use super::snapshot::{BUCKET, failed};
 use crate::backup::local_etcd::LocalEtcd;
 use crate::backup::pages::peak_kib;
 use crate::backup::{Compression, IN_PLACE_FROM_BYTES, Rate, Recipients, TakeRequest, take};
@@ -26,6 +25,7 @@ use crate::s3::versitygw::{self, VersityGw};
 use crate::ssh::local_sshd::LocalSshd;
 use crate::ssh::{SshMemberFile, SshShell};
 
+pub(super) const BUCKET: &str = "bench";
 /// How long an sshd of our own may take to answer.
 const SSHD_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -192,4 +192,8 @@ pub fn once(args: &OnceArgs, context: &Context) -> Result<(), CliError> {
     };
     println!("{}", serde_json::json!(said));
     Ok(())
+}
+
+pub(super) fn failed(doing: &str, error: std::io::Error) -> CliError {
+    CliError::new(ExitKind::Failed, format!("{doing}: {error}"))
 }

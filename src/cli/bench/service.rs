@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::snapshot::failed;
+use super::once::failed;
 use super::{Bench, Goal};
 use crate::cli::{CliError, Context, ExitKind};
 use crate::s3::S3Store;

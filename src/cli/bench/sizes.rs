@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use super::once::Beside;
-use super::snapshot::{BUCKET, execute, failed, write_recipients};
+use super::once::{BUCKET, Beside, failed};
+use super::snapshot::{execute, write_recipients};
 use super::{Bench, Goal};
 use crate::backup::local_etcd::LocalEtcd;
 use crate::cli::{CliError, Context, ExitKind};

@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::io::AsyncReadExt;
 
-use super::once::Beside;
+use super::once::{BUCKET, Beside, failed};
 use super::{Bench, Goal};
 use crate::backup::local_etcd::LocalEtcd;
 use crate::cli::{CliError, Context, ExitKind};
@@ -30,7 +30,6 @@ const VALUES: usize = 250_000;
 const VALUE_BYTES: usize = 6_000;
 /// Each side is measured this often, in turns; its best counts, as the one least disturbed by others.
 const ROUNDS: usize = 2;
-pub(super) const BUCKET: &str = "bench";
 
 fn run(context: &Context) -> Result<Vec<f64>, CliError> {
     let folder = tempfile::tempdir().map_err(|e| failed("make a directory", e))?;
@@ -141,8 +140,4 @@ pub(super) fn write_recipients(path: &Path) -> Result<(), CliError> {
     // The identities are thrown away: nobody will open these snapshots.
     let lines: Vec<String> = (0..2).map(|_| age::x25519::Identity::generate().to_public().to_string()).collect();
     std::fs::write(path, lines.join("\n")).map_err(|e| failed("write the recipients", e))
-}
-
-pub(super) fn failed(doing: &str, error: std::io::Error) -> CliError {
-    CliError::new(ExitKind::Failed, format!("{doing}: {error}"))
 }
