@@ -42,6 +42,8 @@ setup: build ## Install what is missing, build hk-dr, obtain the pinned binaries
 demo: setup ## Build a cluster, lose it all, bring it back, prove it
 	@$(SUDO) $(HK_DR) demo $(DEMO_ARGS)
 
+# What only tests need of the pinned binaries.
+test: export HK_DR_ALSO := age-keygen-1.3.2 age-plugin-pq-1.3.2
 test: build ## Run every test
 	@# The tests compile while the binaries are obtained: linking leaves a core idle, and so do downloads.
 	scripts/ready $(HK_DR) $(SUDO) & ready=$$!

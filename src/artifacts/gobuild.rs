@@ -31,7 +31,8 @@ macro_rules! module {
 }
 
 /// Embedded, so that an installed hk-dr needs no checkout.
-const MODULES: [Module; 5] = [
+const MODULES: [Module; 6] = [
+    module!("age": "go.mod", "go.sum", "tools.go"),
     module!("etcd36": "go.mod", "go.sum", "tools.go"),
     module!("etcd3615": "go.mod", "go.sum", "tools.go"),
     module!("k8s135": "go.mod", "go.sum", "tools.go"),

@@ -7,7 +7,7 @@ use russh::client::{self, AuthResult, Handle};
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 use russh::{Channel, ChannelOpenFailure, MethodSet, Preferred, cipher};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::key;
 use crate::ports::{ErrorCode, Host, PortError, PortResult, Reach};
@@ -16,6 +16,8 @@ use crate::ports::{ErrorCode, Host, PortError, PortResult, Reach};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long the other side may take to accept a channel. Longer means a dead connection that nobody noticed.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Before a session that was refused is asked for again.
+const REFUSED_PAUSE: Duration = Duration::from_millis(50);
 /// sshd's `MaxSessions` is 10 unless configured; stay below, so that it never refuses.
 const SESSIONS_MAX: usize = 8;
 /// Silence after which the other side is asked whether it lives; after three unanswered questions it is dead.
@@ -101,8 +103,20 @@ impl Connection {
     /// Opens a channel for one command; waits while the most that are allowed are open.
     pub(super) async fn session(&self, host: &Host) -> Result<Session, OpenError> {
         let permit = Arc::clone(&self.sessions).acquire_owned().await.map_err(|_| OpenError::Lost)?;
-        let channel = self.opened(host, self.handle.channel_open_session()).await?;
-        Ok(Session { channel, permit })
+        let end = Instant::now() + OPEN_TIMEOUT;
+        loop {
+            match timeout_at(end, self.handle.channel_open_session()).await {
+                Ok(Ok(channel)) => return Ok(Session { channel, permit }),
+                // sshd counts a session until its process is reaped, a little longer than we do, and calls that a failed connection.
+                Ok(Err(russh::Error::ChannelOpenFailure(
+                    ChannelOpenFailure::ConnectFailed | ChannelOpenFailure::ResourceShortage,
+                ))) if Instant::now() + REFUSED_PAUSE < end => sleep(REFUSED_PAUSE).await,
+                Ok(Err(russh::Error::ChannelOpenFailure(reason))) => {
+                    return Err(OpenError::Refused(no_session(host, reason)));
+                }
+                Ok(Err(_)) | Err(_) => return Err(OpenError::Lost),
+            }
+        }
     }
 
     /// Opens a TCP connection from the machine to `remote`.
@@ -137,6 +151,11 @@ pub(super) enum OpenError {
     Lost,
     /// The other side lives and says no.
     Refused(PortError),
+}
+
+fn no_session(host: &Host, reason: ChannelOpenFailure) -> PortError {
+    let message = format!("{}: sshd opens no session for a command ({reason:?})", host.name);
+    PortError::new(ErrorCode::ServerError, message).hint("MaxSessions in its sshd_config must be 10 or more")
 }
 
 fn refused(host: &Host, reason: ChannelOpenFailure) -> PortError {

@@ -26,21 +26,30 @@ pub struct LocalSshd {
 impl LocalSshd {
     /// Starts one with new keys on a free port. It may take a moment until it answers.
     pub fn start() -> PortResult<Self> {
+        Self::start_configured("")
+    }
+
+    /// The same with further lines of configuration.
+    pub fn start_configured(more: &str) -> PortResult<Self> {
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr());
         let port = free.map_err(|e| failed(&e))?.port();
-        Self::start_with(port, keypair()?, keypair()?)
+        Self::begin(port, keypair()?, keypair()?, more)
     }
 
     /// The same with these keys at this port.
     pub fn start_with(port: u16, login: KeyPair, host_key: KeyPair) -> PortResult<Self> {
+        Self::begin(port, login, host_key, "")
+    }
+
+    fn begin(port: u16, login: KeyPair, host_key: KeyPair, more: &str) -> PortResult<Self> {
         if !Path::new(PROGRAM).exists() {
             let message = format!("there is no {PROGRAM}: run `make setup`, which installs openssh-server");
             return Err(PortError::new(ErrorCode::Local, message));
         }
-        Self::spawn(port, login, host_key).map_err(|e| failed(&e))
+        Self::spawn(port, login, host_key, more).map_err(|e| failed(&e))
     }
 
-    fn spawn(port: u16, login: KeyPair, host_key: KeyPair) -> io::Result<Self> {
+    fn spawn(port: u16, login: KeyPair, host_key: KeyPair, more: &str) -> io::Result<Self> {
         // sshd refuses to start without it; booting makes it on ordinary machines.
         std::fs::create_dir_all("/run/sshd")?;
         let dir = tempfile::Builder::new().prefix("hk-dr-sshd-").tempdir()?;
@@ -57,7 +66,8 @@ impl LocalSshd {
             "config",
             &format!(
                 "Port {port}\nListenAddress 127.0.0.1\nHostKey {at}/host_key\nAuthorizedKeysFile {at}/authorized_keys\n\
-                 SetEnv HOME={at}\nPidFile none\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nStrictModes no\n"
+                 SetEnv HOME={at}\nPidFile none\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nStrictModes no\n\
+                 {more}\n"
             ),
         )?;
         let child = Command::new(PROGRAM)

@@ -103,11 +103,16 @@ fn the_page_is_served_at_this_machines_own_address_in_the_vpn_and_nowhere_else()
     );
     place.ip(&["route", "del", "10.0.0.0/16", "dev", "lan0"]);
 
-    let interface =
-        place.here("wireguard-go").args(["-f", "wghk0"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let log = dir.path().join("wireguard.log");
+    let said_there = std::fs::File::create(&log).expect("a log");
+    let twice = said_there.try_clone().expect("a second handle");
+    let interface = place.here("wireguard-go").args(["-f", "wghk0"]).stdout(said_there).stderr(twice).spawn();
     place.running.push(interface.expect("wireguard-go starts"));
     until("the tunnel's interface", Duration::from_secs(30), || {
-        let shown = place.here("wg").args(["show", "wghk0"]).output().expect("wg starts");
+        let shown = place.here("ip").args(["link", "show", "wghk0"]).output().expect("ip starts");
+        if let Some(ended) = place.running[0].try_wait().expect("its state") {
+            panic!("wireguard-go ended with {ended}: {}", std::fs::read_to_string(&log).unwrap_or_default());
+        }
         shown.status.success().then_some(())
     });
     place.ip(&["addr", "add", "10.99.0.5/22", "dev", "wghk0"]);

@@ -1,6 +1,8 @@
 //! Whoever is a recipient opens everything, alone; nobody else opens anything.
 
-use std::os::unix::fs::PermissionsExt;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use age::secrecy::ExposeSecret;
@@ -8,6 +10,7 @@ use age::x25519;
 
 use super::support::{FakeEtcd, Keys, backups, keys, newest, recovery_set, take_from};
 use crate::backup::{BucketVault, Identities, Recipients, verify};
+use crate::bolt::tests::binary;
 use crate::ports::{Backups, ErrorCode, ObjectStore, SystemClock, Vault};
 use crate::s3::MemoryStore;
 
@@ -87,63 +90,55 @@ async fn after_a_rotation_the_new_set_opens_for_the_new_ones_only_and_what_was_t
     assert!(refused.hint.unwrap().contains(&names[0]), "whose identity opens it is told");
 }
 
-/// Speaks age's protocol of plugins, with wrapping that hides nothing: the plumbing is what is tried here.
-const PLUGIN: &str = r#"#!/usr/bin/env python3
-import sys, base64
-enc = lambda b: base64.b64encode(b).decode().rstrip("=")
-dec = lambda s: base64.b64decode(s + "=" * (-len(s) % 4))
-def receive():
-    head = sys.stdin.buffer.readline().decode().split()[1:]
-    body = ""
-    while True:
-        line = sys.stdin.buffer.readline().decode().rstrip("\n")
-        body += line
-        if len(line) < 64: return head, dec(body)
-def send(*head, body=b""):
-    text, out = enc(body), "-> " + " ".join(head) + "\n"
-    lines = [text[i:i + 64] for i in range(0, len(text), 64)]
-    if not lines or len(lines[-1]) == 64: lines.append("")
-    sys.stdout.write(out + "".join(line + "\n" for line in lines)); sys.stdout.flush()
-seen = []
-while True:
-    head, body = receive()
-    if head[0] == "done": break
-    seen.append((head, body))
-if "recipient-v1" in sys.argv[1]:
-    for number, (head, body) in enumerate(h for h in seen if h[0][0] == "wrap-file-key"):
-        send("recipient-stanza", str(number), "hkdrtest", body=bytes(b ^ 85 for b in body)); receive()
-else:
-    for head, body in seen:
-        if head[0] == "recipient-stanza" and head[2] == "hkdrtest":
-            send("file-key", head[1], body=bytes(b ^ 85 for b in body)); receive()
-send("done")
-"#;
+/// age's own plugin for post-quantum keys, where PATH finds it until this is dropped.
+struct Plugin(Option<&'static Path>);
+
+impl Plugin {
+    fn install() -> Self {
+        let path = Path::new("/usr/local/bin/age-plugin-pq");
+        // Somebody's own stays.
+        let ours = std::os::unix::fs::symlink(binary("age-plugin-pq-1.3.2"), path).is_ok();
+        Self(ours.then_some(path))
+    }
+
+    /// A new key: its recipient, and its identity as the plugin wants it.
+    fn pair() -> (String, String) {
+        let made = Command::new(binary("age-keygen-1.3.2")).arg("-pq").output().unwrap();
+        let native = String::from_utf8(made.stdout).unwrap();
+        let recipient = native.lines().find_map(|line| line.strip_prefix("# public key: ")).unwrap().to_owned();
+        let mut convert = Command::new(binary("age-plugin-pq-1.3.2"));
+        let mut convert = convert.arg("-identity").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        convert.stdin.take().unwrap().write_all(native.as_bytes()).unwrap();
+        let identity = convert.wait_with_output().unwrap().stdout;
+        (recipient, String::from_utf8(identity).unwrap())
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        let _ = self.0.map(std::fs::remove_file);
+    }
+}
 
 #[test]
 fn a_plugins_key_seals_and_opens_and_a_missing_plugin_is_named() {
-    // Bech32 of "a key", as such a plugin would print them.
+    // Bech32 of "a key", as a plugin would print them that nobody has.
     let (recipient, identity) = ("age1hkdrtest1vysxketec7svdq", "AGE-PLUGIN-HKDRTEST-1VYSXKETEAJ53H9");
-    let other = pair();
-    let text = format!("{recipient}\n{}\n", other.0);
-    let missing = Recipients::parse(&text).unwrap_err();
+    let missing = Recipients::parse(&format!("{recipient}\n{}\n", pair().0)).unwrap_err();
     assert!(missing.message.contains("age-plugin-hkdrtest is not on this machine"), "{missing}");
     assert!(Identities::parse(identity, "key.txt").unwrap_err().hint.unwrap().contains("install"));
 
-    // Where PATH finds it; no other test needs the rest of PATH less for it.
-    let path = std::path::Path::new("/usr/local/bin/age-plugin-hkdrtest");
-    std::fs::write(path, PLUGIN).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let tried = tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let recipients = Recipients::parse(&text)?;
-        let opens = Identities::parse(identity, "key.txt")?;
+    let _plugin = Plugin::install();
+    let (one, other, stranger) = (Plugin::pair(), Plugin::pair(), Plugin::pair());
+    let recipients = Recipients::parse(&format!("{}\n{}\n", one.0, other.0)).unwrap();
+    let [one, other, stranger] = [one, other, stranger].map(|(_, key)| Identities::parse(&key, "key.txt").unwrap());
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
         let store: Arc<dyn ObjectStore> = Arc::new(MemoryStore::new());
-        let keys = Keys { recipients, first: opens.clone(), second: opens.clone(), second_file: String::new() };
-        take_from(&FakeEtcd::sample(), store.as_ref(), &keys).await?;
-        vault(&store, &keys.recipients, None).create(&recovery_set()).await?;
-        let both = opens_everything(&store, &keys.recipients, &opens).await
-            && opens_everything(&store, &keys.recipients, &other.1).await;
-        Ok::<_, crate::ports::PortError>(both && !opens_everything(&store, &keys.recipients, &pair().1).await)
+        let keys = Keys { recipients, first: one.clone(), second: one.clone(), second_file: String::new() };
+        take_from(&FakeEtcd::sample(), store.as_ref(), &keys).await.unwrap();
+        vault(&store, &keys.recipients, None).create(&recovery_set()).await.unwrap();
+        for (opens, identity) in [(true, &one), (true, &other), (false, &stranger), (false, &pair().1)] {
+            assert_eq!(opens_everything(&store, &keys.recipients, identity).await, opens);
+        }
     });
-    std::fs::remove_file(path).unwrap();
-    assert!(tried.unwrap());
 }
