@@ -146,7 +146,9 @@ async fn stream(
         (reading.await.map_err(died)?, inspecting.await.map_err(died)?, sealing.await.map_err(died)?);
     sent?;
     read?;
-    Ok((inspected?, sealed?))
+    // Where the last stage fails, the one before it only stops.
+    let stored = sealed?;
+    Ok((inspected?, stored))
 }
 
 fn read(pages: &Untrailed, out: &mpsc::Sender<Bytes>) -> PortResult<()> {

@@ -48,7 +48,9 @@ pub(super) async fn stream(
     let (inspected, sealed) = (inspecting.await.map_err(died)?, sealing.await.map_err(died)?);
     received.map_err(died)??;
     sent.map_err(Broken::by_bucket)?;
-    Ok((inspected?, sealed?))
+    // Where the last stage fails, the one before it only stops.
+    let stored = sealed?;
+    Ok((inspected?, stored))
 }
 
 /// How far the member may send ahead: at a pace only as far as the way to it is long, because it sends what it may in one go, and

@@ -130,6 +130,7 @@ fn a_plugins_key_seals_and_opens_and_a_missing_plugin_is_named() {
 
     let _plugin = Plugin::install();
     let (one, other, stranger) = (Plugin::pair(), Plugin::pair(), Plugin::pair());
+    let mixed = Recipients::parse(&format!("{}\n{}\n", one.0, pair().0)).unwrap();
     let recipients = Recipients::parse(&format!("{}\n{}\n", one.0, other.0)).unwrap();
     let [one, other, stranger] = [one, other, stranger].map(|(_, key)| Identities::parse(&key, "key.txt").unwrap());
     tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -140,5 +141,8 @@ fn a_plugins_key_seals_and_opens_and_a_missing_plugin_is_named() {
         for (opens, identity) in [(true, &one), (true, &other), (false, &stranger), (false, &pair().1)] {
             assert_eq!(opens_everything(&store, &keys.recipients, identity).await, opens);
         }
+        let keys = Keys { recipients: mixed, ..keys };
+        let refused = take_from(&FakeEtcd::sample(), store.as_ref(), &keys).await.unwrap_err();
+        assert!(refused.message.contains("postquantum"), "{refused}");
     });
 }
