@@ -38,6 +38,13 @@ impl Place {
         command
     }
 
+    /// A userspace WireGuard interface, which goes with its process.
+    fn tunnel(&self, log: &Path) -> Child {
+        let said = std::fs::File::create(log).expect("a log");
+        let also = said.try_clone().expect("a second handle");
+        self.here("wireguard-go").args(["-f", "wghk0"]).stdout(said).stderr(also).spawn().expect("wireguard-go starts")
+    }
+
     fn serve(&self, dir: &Path) -> Command {
         let mut command = self.here(&hk_dr().display().to_string());
         let of = |name: &str| dir.join(name).display().to_string();
@@ -104,14 +111,14 @@ fn the_page_is_served_at_this_machines_own_address_in_the_vpn_and_nowhere_else()
     place.ip(&["route", "del", "10.0.0.0/16", "dev", "lan0"]);
 
     let log = dir.path().join("wireguard.log");
-    let said_there = std::fs::File::create(&log).expect("a log");
-    let twice = said_there.try_clone().expect("a second handle");
-    let interface = place.here("wireguard-go").args(["-f", "wghk0"]).stdout(said_there).stderr(twice).spawn();
-    place.running.push(interface.expect("wireguard-go starts"));
+    let interface = place.tunnel(&log);
+    place.running.push(interface);
     until("the tunnel's interface", Duration::from_secs(30), || {
         let shown = place.here("ip").args(["link", "show", "wghk0"]).output().expect("ip starts");
+        // Seen once to have no interface all the while, without a word: what it says is printed now, and it is started again.
         if let Some(ended) = place.running[0].try_wait().expect("its state") {
-            panic!("wireguard-go ended with {ended}: {}", std::fs::read_to_string(&log).unwrap_or_default());
+            println!("wireguard-go ended with {ended}: {}", std::fs::read_to_string(&log).unwrap_or_default());
+            place.running[0] = place.tunnel(&log);
         }
         shown.status.success().then_some(())
     });
