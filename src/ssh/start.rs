@@ -111,7 +111,10 @@ impl Running {
 
     fn heard_line(&mut self, line: &[u8]) {
         let line = String::from_utf8_lossy(line).into_owned();
-        self.last.push_back(line.clone());
+        // JSON is for programs.
+        if !line.starts_with('{') {
+            self.last.push_back(line.clone());
+        }
         if self.last.len() > LAST_LINES {
             self.last.pop_front();
         }
@@ -128,7 +131,9 @@ impl Running {
             Some(0) => Ok(self.heard.pop_front()),
             Some(status) => {
                 let said = Vec::from(std::mem::take(&mut self.last)).join("; ");
-                let message = format!("a command on {} ended with status {status}: {said}", self.host.name);
+                let killed = if status == 128 + 9 { " (killed)" } else { "" };
+                let said = if said.is_empty() { said } else { format!(": {said}") };
+                let message = format!("a command on {} ended with status {status}{killed}{said}", self.host.name);
                 Err(PortError::new(ErrorCode::Local, message))
             }
             None => Err(lost(&self.host)),

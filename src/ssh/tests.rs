@@ -345,11 +345,14 @@ async fn what_a_started_command_prints_comes_while_it_runs() {
     assert_eq!((&data[..5], data.len()), (&b"input"[..], 5_000_005));
     assert_eq!(lines, ["one", "two", "three"]);
 
-    let printed = shell.start(&host, "echo half; echo why >&2; exit 7", Bytes::new(), DEADLINE).await.unwrap();
-    let (data, _, ended) = followed(printed).await;
-    assert_eq!(data, b"half\n");
-    let error = ended.unwrap_err();
-    assert!(error.message.contains("status 7") && error.message.contains("why"), "{error}");
+    let command = "echo half; echo '{\"read\":5}' >&2; echo why >&2; exit 7";
+    let printed = shell.start(&host, command, Bytes::new(), DEADLINE).await.unwrap();
+    let (data, lines, ended) = followed(printed).await;
+    assert_eq!((&data[..], lines.len()), (&b"half\n"[..], 2));
+    assert_eq!(ended.unwrap_err().message, "a command on m1 ended with status 7: why");
+    let printed = shell.start(&host, "kill -9 $$", Bytes::new(), DEADLINE).await.unwrap();
+    let error = followed(printed).await.2.unwrap_err();
+    assert_eq!(error.message, "a command on m1 ended with status 137 (killed)");
 
     let mut endless = shell.start(&host, "echo $$ >&2; yes", Bytes::new(), Duration::from_secs(3)).await.unwrap();
     let late = loop {
