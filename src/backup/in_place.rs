@@ -2,7 +2,7 @@
 //!
 //! etcd is asked for a snapshot, and only its first pages are taken: they say which transaction it is. As long as the rest is not
 //! read, etcd keeps that transaction open and reuses none of its pages; it reads no file, computes no digest and sends nothing.
-//! Meanwhile this program reads the same pages on the member's machine, compresses them there, and a third of the bytes travels.
+//! Meanwhile this program reads the same pages on the member's machine, compresses them there, and what travels is compressed.
 //! At the end the snapshot's stream must still flow: then the transaction was open all the time (docs/DECISIONS.md).
 
 use std::sync::Arc;

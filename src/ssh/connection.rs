@@ -155,7 +155,8 @@ pub(super) enum OpenError {
 
 fn no_session(host: &Host, reason: ChannelOpenFailure) -> PortError {
     let message = format!("{}: sshd opens no session for a command ({reason:?})", host.name);
-    PortError::new(ErrorCode::ServerError, message).hint("MaxSessions in its sshd_config must be 10 or more")
+    PortError::new(ErrorCode::ServerError, message)
+        .hint("nothing was started there; if this stays, MaxSessions in its sshd_config must be 10 or more")
 }
 
 fn refused(host: &Host, reason: ChannelOpenFailure) -> PortError {

@@ -90,7 +90,7 @@ impl MemberFile for SshMemberFile {
     }
 
     async fn prepare(&self) -> PortResult<()> {
-        self.put().await.map(drop)
+        self.put().await
     }
 
     async fn start(

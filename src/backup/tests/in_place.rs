@@ -142,7 +142,8 @@ impl Stage {
             git_commit: None,
             clock: &SystemClock,
             compression: Compression::default(),
-            rate: pace.and_then(NonZeroU64::new).map(Rate::either),
+            // At the other way's pace it would not end.
+            rate: pace.and_then(NonZeroU64::new).map(|in_place| Rate { in_place, through_api: NonZeroU64::MIN }),
             in_place_from_bytes: from_bytes,
             progress: &Arc::default(),
         })

@@ -73,7 +73,10 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
         size(manifest.etcd.stored_bytes + manifest.recovery.stored_bytes),
     );
     if let Some(why) = &manifest.not_in_place {
-        println!("It came through etcd's API, because its file could not be read beside it: {why}");
+        println!(
+            "It came through etcd's API, which is as good but costs etcd more: {why}. Where that cannot be mended, \
+             `hk-dr snapshot take --through-api` does not try."
+        );
     }
     if args.no_verify {
         println!("It is unproven: nobody has read it back (`hk-dr snapshot verify`).");
