@@ -10,6 +10,7 @@ use super::log::Point;
 use super::manifest::{FORMAT, HashKvCheck, MadeFrom, Manifest, Sealed};
 use super::seal::{self, BLOCK_BYTES, Compression, Inspected, Stored};
 use super::take::put_once;
+use super::ways::died;
 use super::{Archive, Recipients, catalog, layout, pack};
 use crate::bolt::Untrailed;
 use crate::ports::{Clock, ErrorCode, PortError, PortResult, PutCondition, Upload};
@@ -113,10 +114,6 @@ pub async fn compact(request: &CompactRequest<'_>) -> PortResult<Result<Manifest
         .map_err(|e| PortError::new(ErrorCode::Invalid, format!("write the manifest: {e}")))?;
     put_once(store, &layout::beside(&archive.cluster, &id, layout::MANIFEST), Bytes::from(text)).await?;
     Ok(Ok(manifest))
-}
-
-fn died(e: tokio::task::JoinError) -> PortError {
-    PortError::new(ErrorCode::Local, format!("a stage of the work died: {e}"))
 }
 
 /// The file through the same stages as a snapshot's stream: looked through, completed by its trailer, sealed, uploaded in parts.
