@@ -7,47 +7,41 @@ use std::thread::Scope;
 
 use bytes::Bytes;
 
+use super::recycled::Recycled;
+
 /// Blocks in one thread's hands: one that it works on, and the next.
 const IN_HAND: usize = 2;
 
 /// One thread: blocks go in, their frames come out in the same order.
 struct Lane {
     blocks: SyncSender<Bytes>,
-    frames: Receiver<io::Result<Vec<u8>>>,
-    /// Takes frames back that were handed on: new memory for each costs a page fault for every 4 KiB.
-    used: SyncSender<Vec<u8>>,
+    frames: Receiver<io::Result<Bytes>>,
 }
 
 impl Lane {
     fn start<'scope>(scope: &'scope Scope<'scope, '_>, level: i32) -> Self {
         let (blocks, given) = sync_channel::<Bytes>(IN_HAND);
         let (made, frames) = sync_channel(IN_HAND);
-        let (used, spare) = sync_channel::<Vec<u8>>(IN_HAND);
         scope.spawn(move || {
             let mut compressor = match zstd::bulk::Compressor::new(level) {
                 Ok(compressor) => compressor,
                 Err(e) => return drop(made.send(Err(e))),
             };
+            let buffers = Recycled::new(IN_HAND);
             for block in given {
-                let mut frame: Vec<u8> = spare.try_recv().unwrap_or_default();
-                frame.clear();
-                frame.reserve(zstd::zstd_safe::compress_bound(block.len()));
-                if made.send(compressor.compress_to_buffer(&block, &mut frame).map(|_| frame)).is_err() {
+                let bound = zstd::zstd_safe::compress_bound(block.len());
+                let frame = buffers.filled(bound, |frame| compressor.compress_to_buffer(&block, frame));
+                if made.send(frame).is_err() {
                     // Nobody waits for it: the reader failed and says why.
                     return;
                 }
             }
         });
-        Self { blocks, frames, used }
+        Self { blocks, frames }
     }
 
-    /// Hands the next frame on.
-    fn frame(&self, mut out: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-        let frame = self.frames.recv().unwrap_or_else(|_| Err(died()))?;
-        out(&frame)?;
-        // Without room for it, it is freed.
-        let _ = self.used.try_send(frame);
-        Ok(())
+    fn frame(&self) -> io::Result<Bytes> {
+        self.frames.recv().unwrap_or_else(|_| Err(died()))
     }
 }
 
@@ -72,14 +66,14 @@ pub(super) fn compress(
         let nothing = blocks.peek().is_none().then(Bytes::new);
         for block in nothing.into_iter().chain(blocks) {
             if given - taken == IN_HAND * lanes.len() {
-                lane(taken).frame(&mut out)?;
+                out(&lane(taken).frame()?)?;
                 taken += 1;
             }
             lane(given).blocks.send(block).map_err(|_| died())?;
             given += 1;
         }
         while taken < given {
-            lane(taken).frame(&mut out)?;
+            out(&lane(taken).frame()?)?;
             taken += 1;
         }
         Ok(())

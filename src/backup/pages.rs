@@ -165,7 +165,7 @@ fn read_all(
 ) -> io::Result<()> {
     // A copy of each block, not the file mapped into memory: what is free for the transaction may be written meanwhile, and what is
     // hashed must be what is compressed.
-    let blocks = Recycled::new(BLOCK_BYTES, BLOCKS_MAX);
+    let blocks = Recycled::new(BLOCKS_MAX);
     let mut said = Instant::now();
     let mut at = 0;
     while at < size_bytes {
@@ -173,7 +173,7 @@ fn read_all(
         let from_head = if at == 0 { head.len().min(bytes) } else { 0 };
         let block = blocks.filled(bytes, |block| {
             block[..from_head].copy_from_slice(&head[..from_head]);
-            file.read_exact_at(&mut block[from_head..], at + from_head as u64)
+            file.read_exact_at(&mut block[from_head..], at + from_head as u64).map(|()| bytes)
         })?;
         at += bytes as u64;
         if let Some(pace) = pace {
